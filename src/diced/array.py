@@ -1,0 +1,400 @@
+"""Arrays: numpy-style reading and writing of unbounded, versioned, blocked space.
+
+Owns what an index means and what a handle follows; blocks and commits are `blockio`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diced import grid
+from diced.attrs import Attributes
+from diced.blockio import Assignment, Blocks, Pending
+from diced.errors import InvalidError, LockedError
+from diced.spec import ArraySpec, cast
+
+if TYPE_CHECKING:
+    from diced.repo import DicedRepo
+
+Extents = tuple[slice, ...] | slice
+
+
+class DicedArray:
+    """An n-dimensional array at the version that its repo object is at.
+
+    Coordinates are signed 32-bit, in ZYX order for volumes; negative indices are coordinates, not
+    counted from the end. Only written blocks exist; the rest reads as the fill value. Channels, if
+    any, are an extra last axis of results and of `shape`, not of `numdims` or `block_shape`.
+
+    Arrays are made by `DicedRepo.create_array` and opened by `DicedRepo.get_array`.
+    """
+
+    def __init__(self, repo: DicedRepo, spec: ArraySpec):
+        self._repo = repo
+        self._spec = spec
+        self._at: tuple[str, Blocks] | None = None
+        self._batch = threading.local()
+
+    # -- description -----------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """Name, unique in the repo."""
+        return self._spec.name
+
+    @property
+    def kind(self) -> str:
+        """``image`` or ``label``."""
+        return self._spec.kind
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Element type."""
+        assert self._spec.dtype is not None
+        return self._spec.dtype
+
+    @property
+    def numdims(self) -> int:
+        """Number of spatial dimensions, without channels."""
+        return self._spec.dims
+
+    def get_numdims(self) -> int:
+        """Return the number of spatial dimensions."""
+        return self._spec.dims
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions of results, channels included."""
+        return self._spec.dims + (self._spec.channels is not None)
+
+    @property
+    def islabel3D(self) -> bool:  # noqa: N802 - the name is DICED's
+        """True for label arrays."""
+        return self._spec.kind == "label"
+
+    @property
+    def block_shape(self) -> tuple[int, ...]:
+        """Shape of a block in voxels."""
+        return self._spec.block_shape
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Shape of a block as other libraries call it, channels included."""
+        return self._spec.full_block_shape
+
+    @property
+    def channels(self) -> int | None:
+        """Number of channels, or None."""
+        return self._spec.channels
+
+    @property
+    def fill(self) -> Any:
+        """Value of voxels never written; one per channel if there are channels."""
+        return self._spec.fill_value
+
+    @property
+    def codec(self) -> str:
+        """How new blocks are encoded."""
+        return self._spec.codec
+
+    @property
+    def versioned(self) -> bool:
+        """False if the array is the same at every version."""
+        return self._spec.versioned
+
+    @property
+    def voxel_size(self) -> tuple[float, ...]:
+        """Size of a voxel per axis, ZYX, in `units`."""
+        return tuple(self._fields()["voxel_size"])
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Unit of `voxel_size` per axis."""
+        return tuple(self._fields()["units"])
+
+    @property
+    def attrs(self) -> Attributes:
+        """JSON attributes, the same at every version."""
+
+        def edit(change: Any) -> None:
+            self._repo._check_writable()
+
+            def fields(stored: dict[str, Any]) -> dict[str, Any]:
+                return {**stored, "attrs": change(stored.get("attrs", {}))}
+
+            self._repo._history.edit_array(self._spec.id, fields)
+
+        return Attributes(
+            f"array {self.name!r}", lambda: dict(self._fields().get("attrs", {})), edit
+        )
+
+    def _fields(self) -> dict[str, Any]:
+        return self._repo._spec(self._spec).fields
+
+    @property
+    def locked(self) -> bool:
+        """True if nothing can be written here, because the version is locked."""
+        return self._spec.versioned and self._repo.locked
+
+    @property
+    def bounds(self) -> tuple[slice, ...] | None:
+        """The exact box of everything written here and at ancestors, or None."""
+        box = self._blocks().lane.refresh().box
+        return None if box is None else _slices(box)
+
+    def get_extents(self) -> Extents:
+        """Return the block-aligned box of what was written, as slices.
+
+        Returns
+        -------
+        tuple of slice
+            One per axis, ZYX; the bare slice in 1-D; ``slice(0, 0)`` while nothing was written.
+        """
+        slices = _slices(self._extents(self._blocks().lane.refresh().box))
+        return slices[0] if self._spec.dims == 1 else slices
+
+    def _extents(self, box: grid.Box | None) -> grid.Box:
+        if box is None:
+            return (0,) * self._spec.dims, (0,) * self._spec.dims
+        return grid.align(*box, self._spec.block_shape)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of ``array[...]``: the size of the extents, channels last."""
+        lo, hi = self._extents(self._blocks().lane.refresh().box)
+        sizes = tuple(b - a for a, b in zip(lo, hi, strict=True))
+        return sizes + ((self._spec.channels,) if self._spec.channels is not None else ())
+
+    @property
+    def size(self) -> int:
+        """Number of elements of ``array[...]``."""
+        total = 1
+        for each in self.shape:
+            total *= each
+        return total
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of ``array[...]``."""
+        return self.size * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def blocks(self) -> Iterator[tuple[int, ...]]:
+        """Yield the block coordinates of all blocks present, near ones near each other."""
+        blocks = self._blocks()
+        return blocks.coords(blocks.lane.refresh())
+
+    def __repr__(self) -> str:
+        lo, hi = self._extents(self._blocks().lane.refresh().box)
+        where = ", ".join(f"{a}:{b}" for a, b in zip(lo, hi, strict=True))
+        channels = "" if self.channels is None else f" x {self.channels} channels"
+        state = "locked" if self.locked else "open"
+        return (
+            f"<DicedArray {self.name!r} [{where}]{channels} {self.dtype.name} {self.kind}"
+            f" at {state} version {self._repo.uuid[:12]}>"
+        )
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.read(index)
+
+    def read(self, index: Any = ..., out: np.ndarray | None = None) -> Any:
+        """Read a selection.
+
+        Parameters
+        ----------
+        index : int, slice, Ellipsis or tuple of them
+            Voxel coordinates, ZYX. Open ends mean the extents; steps may be negative.
+        out : numpy.ndarray, optional
+            Array of the result's shape and the array's dtype to fill instead of a new one.
+
+        Returns
+        -------
+        numpy.ndarray or scalar
+            Shape of the selection, integer axes dropped, channels last.
+
+        Raises
+        ------
+        BadIndexError, InvalidError, CorruptBlockError
+        """
+        blocks = self._blocks()
+        state = blocks.lane.refresh()
+        spec = self._spec
+        chosen = grid.Selection(index, self._extents(state.box), spec.name, spec.channels)
+        tail = () if spec.channels is None else (spec.channels,)
+        size = tuple(h - l for l, h in zip(chosen.lo, chosen.hi, strict=True))
+        direct = (
+            out is not None
+            and chosen.plain
+            and chosen.channel == slice(None)
+            and not chosen.squeeze
+        )
+        if out is not None:
+            self._check_out(out, chosen, tail)
+        target = out if direct else np.empty(size + tail, self.dtype)
+        assert target is not None
+        if not chosen.empty:
+            blocks.read(state, chosen.lo, chosen.hi, target)
+            pending = getattr(self._batch, "pending", None)
+            if pending is not None:
+                pending.overlay(chosen.lo, chosen.hi, target)
+        if direct:
+            return out
+        result = self._select(target, chosen)
+        if out is not None:
+            out[...] = result
+            return out
+        return result[()] if result.ndim == 0 else result
+
+    def _select(self, target: np.ndarray, chosen: grid.Selection) -> np.ndarray:
+        if not chosen.plain:
+            target = target[chosen.strides]
+        picked: list[Any] = [
+            0 if axis in chosen.squeeze else slice(None) for axis in range(self._spec.dims)
+        ]
+        if self._spec.channels is not None:
+            picked.append(chosen.channel)
+        if chosen.squeeze or chosen.channel != slice(None):
+            target = target[tuple(picked)]
+        return target if chosen.plain else np.ascontiguousarray(target)
+
+    def _check_out(self, out: Any, chosen: grid.Selection, tail: tuple[int, ...]) -> None:
+        if not isinstance(out, np.ndarray) or out.dtype != self.dtype:
+            found = out.dtype if isinstance(out, np.ndarray) else type(out).__name__
+            raise InvalidError(f"array {self.name!r}: out must be {self.dtype}; got {found}")
+        if not out.flags.writeable:
+            raise InvalidError(f"array {self.name!r}: out is read-only")
+        shape = self._result_shape(chosen, tail)
+        if out.shape != shape:
+            raise InvalidError(f"array {self.name!r}: out must have shape {shape}; got {out.shape}")
+
+    def _result_shape(self, chosen: grid.Selection, tail: tuple[int, ...]) -> tuple[int, ...]:
+        kept = tuple(n for axis, n in enumerate(chosen.shape) if axis not in chosen.squeeze)
+        if not tail or isinstance(chosen.channel, int):
+            return kept
+        return (*kept, len(range(*chosen.channel.indices(tail[0]))))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError(f"array {self.name!r} is on storage: reading it makes a copy")
+        result = np.asarray(self.read(...))
+        return result if dtype is None else result.astype(dtype, copy=False)
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        pending = getattr(self._batch, "pending", None)
+        blocks = self._writable()
+        state = blocks.lane.refresh()
+        todo = self._assignment(index, value, self._extents(state.box))
+        if todo is None:
+            return
+        if pending is not None:
+            pending.assign(state, todo)
+            return
+        pending = Pending(blocks, keep=False)
+        pending.assign(state, todo)
+        self._commit(pending, "write")
+
+    @contextlib.contextmanager
+    def batch(self, operation: str = "batch") -> Iterator[DicedArray]:
+        """Join this thread's assignments into one commit, seen whole or not at all.
+
+        Inside the block this handle reads its own writes. An exception discards them all.
+
+        Parameters
+        ----------
+        operation : str
+            Recorded in the commit.
+        """
+        if getattr(self._batch, "pending", None) is not None:
+            raise InvalidError(f"array {self.name!r}: batches do not nest")
+        pending = Pending(self._writable(), keep=True)
+        self._batch.pending = pending
+        try:
+            yield self
+        finally:
+            self._batch.pending = None
+        if pending.box is not None:
+            self._commit(pending, operation)
+
+    def _commit(self, pending: Pending, operation: str) -> None:
+        try:
+            pending.blocks.lane.commit(
+                pending.prepare, op=operation, user=self._repo._history.user
+            )
+        except LockedError:
+            raise self._locked_error() from None
+
+    def _assignment(self, index: Any, value: Any, extents: grid.Box) -> Assignment | None:
+        spec = self._spec
+        chosen = grid.Selection(index, extents, spec.name, spec.channels)
+        tail = () if spec.channels is None else (spec.channels,)
+        try:
+            values = np.asarray(value)
+        except ValueError as error:
+            raise InvalidError(f"array {self.name!r}: {error}") from None
+        if not isinstance(value, (np.ndarray, np.generic)):
+            # Lists and Python scalars have no dtype of their own to respect.
+            values = cast(values, self.dtype, f"array {self.name!r}")
+        shape = self._result_shape(chosen, tail)
+        try:
+            values = np.broadcast_to(values, shape)
+        except ValueError:
+            raise InvalidError(
+                f"array {self.name!r}: cannot write shape {values.shape} into {shape}"
+            ) from None
+        if chosen.empty or 0 in shape:
+            return None
+        if values.dtype != self.dtype and values.size == 1:
+            cast(values, self.dtype, f"array {self.name!r}")
+        channel: tuple[slice, ...] = ()
+        if tail:
+            if isinstance(chosen.channel, int):
+                values = values[..., np.newaxis]
+                channel = (slice(chosen.channel, chosen.channel + 1),)
+            elif len(range(*chosen.channel.indices(tail[0]))) < tail[0] or chosen.channel.step:
+                channel = (chosen.channel,)
+        for axis in chosen.squeeze:
+            values = np.expand_dims(values, axis)
+        flips = tuple(slice(None, None, -1 if each else 1) for each in chosen.flip)
+        return Assignment(chosen.lo, chosen.hi, chosen.step, values[flips], channel)
+
+    # -- place -----------------------------------------------------------------------------
+
+    def _blocks(self) -> Blocks:
+        """Return the blocks at the repo's current version."""
+        node_id = self._repo._node_id
+        at = self._at
+        if at is None or at[0] != node_id:
+            lane = self._repo._lane(self._spec)
+            blocks = Blocks(
+                self._repo._history.home, lane, self._spec, self._repo.store.threads
+            )
+            at = self._at = (node_id, blocks)
+        return at[1]
+
+    def _writable(self) -> Blocks:
+        self._repo._check_writable()
+        self._repo._spec(self._spec)  # deleted meanwhile?
+        if self.locked:
+            raise self._locked_error()
+        return self._blocks()
+
+    def _locked_error(self) -> LockedError:
+        return LockedError(f"array {self.name!r}: {self._repo._locked_message()}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._repo.get_array, (self.name,)
+
+
+def _slices(box: grid.Box) -> tuple[slice, ...]:
+    return tuple(slice(a, b) for a, b in zip(*box, strict=True))

@@ -1,0 +1,175 @@
+"""The history of a repo as a graph of version nodes. Pure: built from records, holds no I/O.
+
+A node has a public UUID (or, after a DVID tag, any string), parents, a branch ("" is master), and
+is open, locking (a lock has begun and can only go forward) or locked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from diced.errors import AmbiguousError, NotFoundError, near_matches
+
+OPEN, LOCKING, LOCKED = "open", "locking", "locked"
+MASTER = "master"
+
+
+class Node:
+    """One version node.
+
+    Attributes
+    ----------
+    id : str
+        Internal random hex, the one that stands in keys.
+    uuid : str
+    number : int
+        Record number of its birth; DVID's VersionID. Orders nodes by age.
+    parents : tuple of str
+        Internal ids.
+    branch : str
+        "" is master.
+    status : str
+        OPEN, LOCKING or LOCKED.
+    note, user, created : str
+    log : list of str
+    """
+
+    __slots__ = (
+        "branch", "created", "id", "log", "note", "number", "parents", "status", "user", "uuid",
+    )
+
+    def __init__(self, node_id: str, fields: dict[str, Any]):
+        self.id = node_id
+        self.uuid: str = fields["uuid"]
+        self.number: int = fields["number"]
+        self.parents: tuple[str, ...] = tuple(fields["parents"])
+        self.branch: str = fields["branch"]
+        self.status: str = fields["status"]
+        self.note: str = fields["note"]
+        self.user: str = fields["user"]
+        self.created: str = fields["created"]
+        self.log: list[str] = list(fields["log"])
+
+    @property
+    def locked(self) -> bool:
+        """True once nothing can be written any more."""
+        return self.status == LOCKED
+
+    def fields(self) -> dict[str, Any]:
+        """Return what is stored of the node."""
+        return {
+            "uuid": self.uuid, "number": self.number, "parents": list(self.parents),
+            "branch": self.branch, "status": self.status, "note": self.note,
+            "user": self.user, "created": self.created, "log": list(self.log),
+        }  # fmt: skip
+
+
+class Dag:
+    """All nodes of a repo, with the ways to name one."""
+
+    def __init__(self, nodes: Iterable[Node], tags: dict[str, str]):
+        self.nodes = {node.id: node for node in nodes}
+        self.tags = tags
+        self._by_uuid = {node.uuid: node for node in self.nodes.values()}
+        self._children: dict[str, list[Node]] = {}
+        for node in self.ordered():
+            for parent in node.parents:
+                self._children.setdefault(parent, []).append(node)
+
+    def ordered(self) -> list[Node]:
+        """Return the nodes in order of birth."""
+        return sorted(self.nodes.values(), key=lambda node: node.number)
+
+    @property
+    def root(self) -> Node:
+        """The node that the repo was born with."""
+        return next(node for node in self.ordered() if not node.parents)
+
+    def children(self, node: Node) -> list[Node]:
+        """Return the children of a node in order of birth."""
+        return self._children.get(node.id, [])
+
+    def has_uuid(self, uuid: str) -> bool:
+        """Tell whether a UUID or tag is taken."""
+        return uuid in self._by_uuid or uuid in self.tags
+
+    def ancestry(self, node: Node) -> set[str]:
+        """Return the ids of a node and all its ancestors."""
+        seen = {node.id}
+        stack = list(node.parents)
+        while stack:
+            each = stack.pop()
+            if each not in seen:
+                seen.add(each)
+                stack.extend(self.nodes[each].parents)
+        return seen
+
+    def lineage(self, node: Node) -> list[Node]:
+        """Return a node and its ancestors, oldest first."""
+        return sorted((self.nodes[each] for each in self.ancestry(node)), key=lambda n: n.number)
+
+    def branches(self) -> dict[str, Node]:
+        """Return the newest node of each branch; master goes by its name."""
+        return {node.branch or MASTER: node for node in self.ordered()}
+
+    def open_child(self, node: Node) -> Node | None:
+        """Return the newest open descendant of a node, if there is one."""
+        below, stack = set(), [node]
+        while stack:
+            for child in self.children(stack.pop()):
+                if child.id not in below:
+                    below.add(child.id)
+                    stack.append(child)
+        found = [self.nodes[each] for each in below if self.nodes[each].status == OPEN]
+        return max(found, key=lambda each: each.number, default=None)
+
+    def resolve(self, spec: str) -> Node:
+        """Find a node by UUID, tag, branch name, UUID prefix, or any of them with ``~N``.
+
+        ``spec~N`` is the N-th ancestor along first parents; ``prefix:branch`` and ``:branch``
+        are DVID's way to name a branch.
+
+        Raises
+        ------
+        NotFoundError, AmbiguousError
+        """
+        base, tilde, steps = spec.partition("~")
+        if tilde and steps.isdigit():
+            node = self.resolve(base)
+            for _ in range(int(steps)):
+                if not node.parents:
+                    raise NotFoundError(f"version {spec!r}: {node.uuid} has no parent")
+                node = self.nodes[node.parents[0]]
+            return node
+        prefix, colon, branch = spec.partition(":")
+        if colon and branch:
+            if prefix:
+                self.resolve(prefix)
+            return self._branch(branch)
+        if spec in self._by_uuid:
+            return self._by_uuid[spec]
+        if spec in self.tags:
+            return self.nodes[self.tags[spec]]
+        branches = self.branches()
+        if spec in branches:
+            return branches[spec]
+        return self._prefix(spec)
+
+    def _branch(self, name: str) -> Node:
+        branches = self.branches()
+        if name not in branches:
+            raise NotFoundError(f"no branch {name!r}" + near_matches(name, branches))
+        return branches[name]
+
+    def _prefix(self, prefix: str) -> Node:
+        found = [uuid for uuid in self._by_uuid if prefix and uuid.startswith(prefix)]
+        if len(found) > 1:
+            raise AmbiguousError(
+                f"version {prefix!r} is ambiguous: it begins {len(found)} UUIDs, "
+                + ", ".join(sorted(found)[:4])
+            )
+        if not found:
+            known = [*self._by_uuid, *self.tags, *self.branches()]
+            raise NotFoundError(f"no version {prefix!r}" + near_matches(prefix, known))
+        return self._by_uuid[found[0]]

@@ -1,0 +1,1 @@
+"""The demonstration: made-up volumes, and the tour of diced that uses them."""

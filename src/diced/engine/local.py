@@ -1,0 +1,481 @@
+"""Objects as files below one directory: local disks, NFS, Lustre and the like.
+
+A key is a path below the root.  ``link(2)`` is what makes `LocalEngine.put_if_absent` atomic, on
+one host and between hosts; no lock is needed for safety.  Two directories of the root are the
+engine's own: ``.tmp`` (files being written) and ``.turn`` (lock files, a hint only).
+
+This module does not decide what a store is, and never renames or rewrites an object.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from diced.engine.base import (
+    Appender,
+    Buffer,
+    Engine,
+    Turns,
+    check_durability,
+    check_key,
+    check_range,
+    flat_view,
+    fresh_key,
+    fresh_name,
+    is_part,
+    missing,
+    short_read,
+    translate,
+    writable_view,
+)
+from diced.engine.posix import (
+    CREATE,
+    READ,
+    FileAppender,
+    Handles,
+    SlotLocks,
+    sync_directory,
+    sync_file,
+    write_new,
+)
+from diced.errors import DicedException, EngineError, LocationError, NoSpaceError, ReadOnlyError
+
+T = TypeVar("T")
+
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
+_GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_MAX_OFFSET = (1 << 63) - 1
+_TRUST = 1 << 20  # a longer range is checked against the file before memory is set aside for it
+
+
+def open_local(
+    location: str, *, durability: str = "power", readonly: bool = False, create: bool = True
+) -> LocalEngine:
+    """Open the directory `location`, making it and its parents if asked and allowed to.
+
+    Raises
+    ------
+    LocationError
+        If it is missing and may not or cannot be made, or is not a directory.
+    """
+    if not location or "\0" in location:
+        raise LocationError(f"location must be a path; got {location!r}")
+    path = os.path.expanduser(location)
+    if path.startswith("~"):
+        raise LocationError(f"no home directory is known for {location!r}")
+    root = os.path.abspath(path)
+    durability = check_durability(durability)
+    if not os.path.isdir(root):
+        if os.path.lexists(root):
+            raise LocationError(f"{root!r} is not a directory")
+        if readonly or not create:
+            raise LocationError(f"there is no directory {root!r}")
+        try:
+            _make_root(root, durability)
+        except OSError as error:
+            cause = translate(error, f"make the directory {root!r}")
+            if isinstance(cause, NoSpaceError):
+                raise cause from error
+            raise LocationError(str(cause)) from error
+    return LocalEngine(root, durability=durability, readonly=readonly)
+
+
+class LocalEngine(Engine):
+    """The engine contract over a directory.
+
+    Parameters
+    ----------
+    root : str
+        Absolute path of an existing directory.
+    durability : {"power", "process"}
+        "power" fsyncs files and the directories that name them; "process" fsyncs nothing.
+    readonly : bool
+    max_handles : int
+        Files kept open for reading.
+    system : module
+        Where the calls of `os` are found; tests pass one that fails on demand.
+    """
+
+    appends = True
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        durability: str = "power",
+        readonly: bool = False,
+        max_handles: int = 256,
+        system: Any = os,
+    ) -> None:
+        self.root = root
+        self.durability = check_durability(durability)
+        self.readonly = bool(readonly)
+        self._os = system
+        self._closed = False
+        self._handles = Handles(max_handles, system)
+        self._made: set[str] = set()  # directories this engine knows to exist, durably
+        self._turns = Turns()
+        self._locks = SlotLocks(f"{root}/.turn")
+        _engines.add(self)
+
+    @property
+    def url(self) -> str:
+        from urllib.parse import quote_from_bytes
+
+        return "file://" + quote_from_bytes(os.fsencode(self.root))
+
+    # ---- writing
+
+    def put_if_absent(self, key: str, data: Buffer, txid: bytes) -> bool:
+        self._check_open()
+        self._check_write(key)
+        view = flat_view(data)
+        temp = self._path(f".tmp/{fresh_name()}")
+        try:
+            fd = self._within(".tmp", lambda: self._os.open(temp, CREATE, 0o666))
+            try:
+                write_new(self._os, fd, (view,), self.durability)
+                created = self._link(temp, key, view)
+                if created:
+                    self._sync_directory(_folder(key))
+                return created
+            finally:
+                self._discard(temp)
+        except OSError as error:
+            raise self._write_error(error, key) from error
+
+    def put_unique(self, prefix: str, chunks: Iterable[Buffer], suffix: str = "") -> str:
+        self._check_open()
+        self._check_write(prefix)
+        # Written in place: until this returns nobody knows the name, so nobody reads it.
+        key, fd = self._create_fresh(prefix, suffix)
+        whole = False
+        try:
+            write_new(self._os, fd, chunks, self.durability)
+            self._sync_directory(_folder(key))
+            whole = True
+        except OSError as error:
+            raise self._write_error(error, key) from error
+        finally:
+            if not whole:
+                self._discard(self._path(key))
+        return key
+
+    def delete(self, key: str) -> None:
+        self._check_open()
+        self._check_write(key)
+        try:
+            self._os.unlink(self._path(key))
+        except _GONE:
+            pass
+        except OSError as error:
+            raise translate(error, f"delete {key!r} in {self.root!r}") from error
+        finally:
+            self._handles.drop(key)
+
+    def appender(self, prefix: str, suffix: str = "") -> Appender:
+        self._check_open()
+        self._check_write(prefix)
+        key, fd = self._create_fresh(prefix, suffix)
+        return FileAppender(key, self._path(key), fd, self.durability, self._os)
+
+    def sweep_temps(self, older_than_seconds: float = 86400) -> int:
+        self._check_open()
+        if self.readonly:
+            raise ReadOnlyError(f"cannot sweep {self.url}: it was opened read-only")
+        folder = self._path(".tmp")
+        limit = time.time() - older_than_seconds
+        removed = 0
+        try:
+            with self._os.scandir(folder) as entries:
+                for entry in entries:
+                    try:
+                        if entry.stat(follow_symlinks=False).st_mtime <= limit:
+                            self._os.unlink(entry.path)
+                            removed += 1
+                    except FileNotFoundError:
+                        continue  # its writer, or another sweep, was faster
+        except FileNotFoundError:
+            return 0
+        except OSError as error:
+            raise translate(error, f"sweep {folder!r}") from error
+        return removed
+
+    # ---- reading
+
+    def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
+        self._check_open()
+        check_range(check_key(key), start, length)
+
+        def read(fd: int) -> bytes:
+            wanted = length
+            if wanted is None or not 0 < wanted <= _TRUST or start > _MAX_OFFSET - wanted:
+                size = self._os.fstat(fd).st_size
+                wanted = max(0, size - start) if wanted is None else wanted
+                if start + wanted > size:
+                    raise short_read(key, start, wanted, max(0, size - start))
+            parts: list[bytes] = []
+            got = 0
+            while got < wanted or not parts:
+                part: bytes = self._os.pread(fd, wanted - got, start + got)
+                parts.append(part)
+                got += len(part)
+                if not part and wanted:
+                    raise short_read(key, start, wanted, got)
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+        # A whole object is a record, read once; its handle would push a segment's out.
+        return self._reading(key, not (start == 0 and length is None), read)
+
+    def read_into(self, key: str, start: int, out: Buffer) -> None:
+        self._check_open()
+        check_range(check_key(key), start, None)
+        view = writable_view(out)
+        if not view.nbytes:
+            self.get(key, start, 0)
+            return
+        if start > _MAX_OFFSET - view.nbytes:
+            raise short_read(key, start, view.nbytes, 0)
+
+        def fill(fd: int) -> None:
+            got = 0
+            while got < view.nbytes:
+                count: int = self._os.preadv(fd, [view[got:] if got else view], start + got)
+                if count == 0:
+                    raise short_read(key, start, view.nbytes, got)
+                got += count
+
+        self._reading(key, True, fill)
+
+    def exists(self, key: str) -> bool:
+        return self._stat(key) is not None
+
+    def size(self, key: str) -> int:
+        status = self._stat(key)
+        if status is None:
+            raise missing(key)
+        return status.st_size
+
+    def list(self, prefix: str, after: str = "") -> Iterator[str]:
+        self._check_open()
+        if prefix:
+            check_key(prefix)
+        return self._walk(prefix, after)
+
+    # ---- the rest
+
+    @contextmanager
+    def turn(self, key: str) -> Iterator[None]:
+        check_key(key)
+        if self.readonly:
+            yield
+            return
+        with self._turns.take(key) as slot:
+            fd = None if slot is None else self._locks.take(slot)
+            try:
+                yield
+            finally:
+                if fd is not None:
+                    self._locks.give_back(fd)
+
+    def close(self) -> None:
+        self._closed = True
+        self._handles.clear()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError(f"engine {self.url} is closed")
+
+    def _path(self, key: str) -> str:
+        return f"{self.root}/{key}" if key else self.root
+
+    def _stat(self, key: str) -> os.stat_result | None:
+        self._check_open()
+        check_key(key)
+        try:
+            status: os.stat_result = self._os.stat(self._path(key))
+        except _GONE:
+            return None
+        except OSError as error:
+            raise translate(error, f"look up {key!r} in {self.root!r}") from error
+        return status if stat.S_ISREG(status.st_mode) else None
+
+    def _reading(self, key: str, keep: bool, read: Callable[[int], T]) -> T:
+        for attempt in (1, 2):
+            try:
+                handle = self._handles.take(key, self._path(key), keep)
+                try:
+                    return read(handle.fd)
+                finally:
+                    self._handles.give_back(handle)
+            except _GONE:
+                raise missing(key) from None
+            except OSError as error:
+                # NFS: the file was replaced at the server behind a cached handle.
+                if error.errno == errno.ESTALE and attempt == 1:
+                    self._handles.drop(key)
+                    continue
+                raise translate(error, f"read {key!r} in {self.root!r}") from error
+        raise AssertionError("not reached")
+
+    def _walk(self, prefix: str, after: str) -> Iterator[str]:
+        try:
+            with self._os.scandir(self._path(prefix)) as entries:
+                # A directory sorts as its name with a slash, which is how its keys sort.
+                found = sorted(
+                    entry.name + "/" if entry.is_dir() else entry.name
+                    for entry in entries
+                    if is_part(entry.name)
+                )
+        except _GONE:
+            return
+        except OSError as error:
+            raise translate(error, f"list {prefix!r} in {self.root!r}") from error
+        for name in found:
+            key = f"{prefix}/{name}" if prefix else name
+            if not name.endswith("/"):
+                if key > after:
+                    yield key
+            elif key > after or after.startswith(key):
+                yield from self._walk(key[:-1], after)
+
+    def _create_fresh(self, prefix: str, suffix: str) -> tuple[str, int]:
+        while True:
+            key = fresh_key(prefix, suffix)
+            try:
+                return key, self._create(key)
+            except FileExistsError:
+                continue  # one chance in 2**64
+            except OSError as error:
+                raise self._write_error(error, key) from error
+
+    def _create(self, key: str) -> int:
+        path = self._path(key)
+        return self._within(_folder(key), lambda: int(self._os.open(path, CREATE, 0o666)))
+
+    def _link(self, temp: str, key: str, data: memoryview) -> bool:
+        """Give the file at `temp` its name; False if somebody else's file has it."""
+        path = self._path(key)
+        try:
+            self._within(_folder(key), lambda: self._os.link(temp, path))
+            return True
+        except FileExistsError:
+            return bool(self._holds(path, data))
+        except OSError as error:
+            if error.errno in _NO_LINKS:
+                raise LocationError(
+                    f"the file system of {self.root!r} makes no hard links [{error.strerror}], "
+                    "without which several writers cannot be told apart; use another location"
+                ) from error
+            # The answer may have been lost after the link was made, as on NFS.
+            if self._os.stat(temp).st_nlink == 2:
+                return True
+            there = self._holds(path, data)
+            if there is None:
+                raise
+            return there
+
+    def _holds(self, path: str, data: memoryview) -> bool | None:
+        """Whether the file at `path` holds `data`, synced if so; None if there is no file."""
+        try:
+            fd = self._os.open(path, READ)
+        except FileNotFoundError:
+            return None
+        try:
+            if self._os.fstat(fd).st_size != data.nbytes:
+                return False
+            got = 0
+            while got < data.nbytes:
+                part = self._os.pread(fd, min(_TRUST, data.nbytes - got), got)
+                if not part or part != data[got : got + len(part)]:
+                    return False
+                got += len(part)
+            if self.durability == "power":
+                sync_file(self._os, fd)  # the earlier attempt may have been by another engine
+            return True
+        finally:
+            os.close(fd)
+
+    def _discard(self, path: str) -> None:
+        try:
+            self._os.unlink(path)
+        except OSError:
+            return  # harmless: a stale temporary is never listed, and `sweep_temps` removes it
+
+    def _write_error(self, error: OSError, key: str) -> DicedException:
+        doing = f"write {key!r} in {self.root!r}"
+        if isinstance(error, FileNotFoundError):
+            # Not NotFoundError: callers read that as "the key is free".
+            return EngineError(f"cannot {doing}: its directory or temporary file was removed")
+        return translate(error, doing)
+
+    def _within(self, directory: str, action: Callable[[], T]) -> T:
+        """Do something in a directory, making it if need be."""
+        self._make_directory(directory)
+        try:
+            return action()
+        except FileNotFoundError:
+            above = directory  # removed behind our back: forget what we knew of it
+            while above:
+                self._made.discard(above)
+                above = _folder(above)
+        self._make_directory(directory)
+        return action()
+
+    def _make_directory(self, directory: str) -> None:
+        """Make a directory below the root; at power durability its own name is durable too."""
+        if not directory or directory in self._made:
+            return
+        parent = _folder(directory)
+        self._make_directory(parent)
+        try:
+            self._os.mkdir(self._path(directory))
+        except FileExistsError:
+            pass  # whoever made it may not have synced it yet, so this engine does too
+        except FileNotFoundError as error:
+            if not os.path.isdir(self.root):
+                raise LocationError(f"the directory {self.root!r} is gone") from error
+            raise
+        if not directory.startswith("."):
+            self._sync_directory(parent)
+        self._made.add(directory)
+
+    def _sync_directory(self, directory: str) -> None:
+        if self.durability == "power":
+            sync_directory(self._os, self._path(directory))
+
+    def _after_fork(self) -> None:
+        self._handles.clear(forked=True)
+        self._turns = Turns()
+        self._locks.forked()
+
+
+def _folder(key: str) -> str:
+    return key.rpartition("/")[0]
+
+
+def _make_root(root: str, durability: str) -> None:
+    parent = os.path.dirname(root)
+    if not os.path.isdir(parent):
+        _make_root(parent, durability)
+    os.makedirs(root, exist_ok=True)
+    if durability == "power":
+        sync_directory(os, parent)
+
+
+_engines: weakref.WeakSet[LocalEngine] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for engine in _engines:
+        engine._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,228 @@
+"""Files as the local engine needs them: written whole, kept open, grown, locked.
+
+Nothing here knows a key's meaning.  The calls of `os` come in as `system`, so that tests can pass
+one that fails on demand.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sys
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any
+
+from diced.engine.base import Appender, Buffer, Durability, Turns, flat_view, translate
+
+CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+READ = os.O_RDONLY | os.O_CLOEXEC
+_IOV_MAX = max(16, os.sysconf("SC_IOV_MAX"))
+
+
+def write_new(system: Any, fd: int, chunks: Iterable[Buffer], durability: Durability) -> None:
+    """Write and sync a new file, and close it; an error of close is an error of the write."""
+    try:
+        for chunk in chunks:
+            view = flat_view(chunk)
+            while view.nbytes:
+                view = view[_progress(system.write(fd, view)) :]
+        if durability == "power":
+            sync_file(system, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    system.close(fd)
+
+
+def sync_file(system: Any, fd: int) -> None:
+    """Make a file's bytes and size survive a power cut."""
+    if sys.platform == "darwin":  # fsync there leaves the bytes in the drive's cache
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+    else:
+        system.fdatasync(fd)
+
+
+def sync_directory(system: Any, path: str) -> None:
+    """Make the names in a directory survive a power cut."""
+    fd = system.open(path, READ | os.O_DIRECTORY)
+    try:
+        system.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _progress(wrote: int) -> int:
+    if wrote <= 0:
+        raise OSError(errno.EIO, "the system wrote nothing")
+    return wrote
+
+
+class FileAppender(Appender):
+    """A growing file; `fd` is open for writing and becomes the appender's."""
+
+    def __init__(self, key: str, path: str, fd: int, durability: Durability, system: Any) -> None:
+        super().__init__(key)
+        self._path = path
+        self._fd = fd
+        self._durability = durability
+        self._os = system
+        self._named = False
+        self._closer = weakref.finalize(self, os.close, fd)
+        self._closer.atexit = False
+
+    def _write(self, offset: int, views: list[memoryview]) -> None:
+        try:
+            at = 0
+            while at < len(views):
+                wrote = _progress(self._os.pwritev(self._fd, views[at : at + _IOV_MAX], offset))
+                offset += wrote
+                while at < len(views) and wrote >= views[at].nbytes:
+                    wrote -= views[at].nbytes
+                    at += 1
+                if wrote:
+                    views[at] = views[at][wrote:]
+        except OSError as error:
+            raise translate(error, f"append to {self._path!r}") from error
+
+    def _flush(self) -> None:
+        if self._durability != "power":
+            return
+        try:
+            sync_file(self._os, self._fd)
+            if not self._named:
+                sync_directory(self._os, os.path.dirname(self._path))
+                self._named = True
+        except OSError as error:
+            raise translate(error, f"sync {self._path!r}") from error
+
+    def _release(self) -> None:
+        self._closer()
+
+
+class Handle:
+    """An open file and how many threads are reading it."""
+
+    __slots__ = ("fd", "kept", "users")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.users = 1
+        self.kept = False
+
+
+class Handles:
+    """Files open for reading, the least recently used closed first, and never while in use."""
+
+    def __init__(self, limit: int, system: Any) -> None:
+        self._limit = limit
+        self._os = system
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, Handle] = OrderedDict()
+
+    def take(self, key: str, path: str, keep: bool) -> Handle:
+        with self._lock:
+            handle = self._kept.get(key)
+            if handle is not None:
+                handle.users += 1
+                self._kept.move_to_end(key)
+                return handle
+        handle = Handle(self._os.open(path, READ))
+        if keep:
+            with self._lock:
+                if key not in self._kept:
+                    handle.kept = True
+                    self._kept[key] = handle
+                    if len(self._kept) > self._limit:
+                        self._let_go(next(iter(self._kept)))
+        return handle
+
+    def give_back(self, handle: Handle) -> None:
+        with self._lock:
+            handle.users -= 1
+            if not handle.users and not handle.kept:
+                os.close(handle.fd)
+
+    def drop(self, key: str) -> None:
+        with self._lock:
+            if key in self._kept:
+                self._let_go(key)
+
+    def clear(self, *, forked: bool = False) -> None:
+        if forked:  # the lock may have been held, and no reader survived the fork
+            self._lock = threading.Lock()
+        with self._lock:
+            for key in list(self._kept):
+                if forked:
+                    self._kept[key].users = 0
+                self._let_go(key)
+
+    def _let_go(self, key: str) -> None:
+        handle = self._kept.pop(key)
+        handle.kept = False
+        if not handle.users:
+            os.close(handle.fd)
+
+
+class SlotLocks:
+    """One lock file per slot of keys: the half of `Engine.turn` that other processes see.
+
+    The system lets go of a lock whose process dies, however it dies.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._held: set[int] = set()
+
+    def take(self, slot: int) -> int | None:
+        """Lock a slot; None if that is not supported, or takes longer than the patience.
+
+        Polled, because a blocking flock would wait for as long as its holder is stopped.
+        """
+        try:
+            fd = self._open(slot)
+        except OSError:
+            return None  # a full or foreign disk: no turns, which nothing relies on
+        limit = time.monotonic() + Turns.PATIENCE
+        pause = 1e-4
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._held.add(fd)
+                return fd
+            except BlockingIOError:
+                if time.monotonic() < limit:
+                    time.sleep(pause)
+                    pause = min(2 * pause, 2e-3)
+                    continue
+            except OSError:
+                pass  # no locks here, as on NFS without lockd or Lustre without flock
+            os.close(fd)
+            return None
+
+    def give_back(self, fd: int) -> None:
+        if fd in self._held:  # else the process forked inside the turn, and this is the child
+            self._held.discard(fd)
+            # Unlocked explicitly: a forked child shares the lock, and closing only this
+            # process's descriptor would leave it taken.
+            fcntl.flock(fd, fcntl.LOCK_UN)
+            os.close(fd)
+
+    def forked(self) -> None:
+        """Close the parent's locks in its child, without unlocking them."""
+        held, self._held = self._held, set()
+        for fd in held:
+            os.close(fd)
+
+    def _open(self, slot: int) -> int:
+        path = f"{self._folder}/{slot:02x}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        try:
+            return os.open(path, flags, 0o666)
+        except FileNotFoundError:
+            os.makedirs(self._folder, exist_ok=True)
+            return os.open(path, flags, 0o666)

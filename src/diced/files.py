@@ -1,0 +1,251 @@
+"""Keyvalue arrays: named byte values in a version, in order of name. ``.files`` is one.
+
+Small values ride in the index; larger ones are frames. A deletion hides a key at this version and
+its descendants only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from diced._compress import lz4_compress, lz4_decompress
+from diced.errors import CorruptError, InvalidError, LockedError, NotFoundError, near_matches
+from diced.log import Entry
+from diced.segment import MAX_KEY, VALUE, frame_header
+from diced.spec import ArraySpec
+from diced.versioned import Change, Lane, State
+
+if TYPE_CHECKING:
+    from diced.repo import DicedRepo
+
+SPACE = 0
+INLINE_VALUE = 256
+RAW, LZ4 = 0, 1
+MAX_VALUE = 2**30
+
+
+class KeyValueArray:
+    """A mapping from text to bytes at the version that its repo object is at.
+
+    Keys are any text whose UTF-8 form has 1 to 4,096 bytes; their order is that of the UTF-8
+    bytes. Values are bytes (text is stored as UTF-8) of up to 1 GiB.
+    """
+
+    def __init__(self, repo: DicedRepo, spec: ArraySpec):
+        self._repo = repo
+        self._spec = spec
+
+    @property
+    def name(self) -> str:
+        """Name, unique in the repo."""
+        return self._spec.name
+
+    @property
+    def kind(self) -> str:
+        """Always ``keyvalue``."""
+        return self._spec.kind
+
+    @property
+    def versioned(self) -> bool:
+        """False if the keys are the same at every version."""
+        return self._spec.versioned
+
+    @property
+    def locked(self) -> bool:
+        """True if nothing can be written here, because the version is locked."""
+        return self._spec.versioned and self._repo.locked
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def __getitem__(self, key: str) -> bytes:
+        lane = self._lane()
+        state = lane.refresh()
+        name = self._key(key)
+        entry = lane.get(state, SPACE, name)
+        if entry is None:
+            near = [each.decode() for each, _ in self._nearby(lane, state, name)]
+            raise NotFoundError(
+                f"no key {key!r} in {self.name!r} at version {self._repo.uuid[:12]}"
+                + near_matches(key, near)
+            )
+        return self._value(lane, name, entry)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value of a key, or `default`."""
+        lane = self._lane()
+        name = self._key(key)
+        entry = lane.get(lane.refresh(), SPACE, name)
+        return default if entry is None else self._value(lane, name, entry)
+
+    def __contains__(self, key: object) -> bool:
+        if not isinstance(key, str):
+            return False
+        lane = self._lane()
+        return lane.get(lane.refresh(), SPACE, self._key(key)) is not None
+
+    def keys(
+        self, prefix: str = "", start: str | None = None, stop: str | None = None
+    ) -> Iterator[str]:
+        """Yield keys in order.
+
+        Parameters
+        ----------
+        prefix : str
+            Only keys that begin with it.
+        start, stop : str, optional
+            Only keys with ``start <= key < stop``.
+        """
+        for key, _ in self._range(prefix, start, stop):
+            yield key.decode()
+
+    def items(
+        self, prefix: str = "", start: str | None = None, stop: str | None = None
+    ) -> Iterator[tuple[str, bytes]]:
+        """Yield (key, value) in order of key; arguments as for `keys`."""
+        lane = self._lane()
+        for key, entry in self._range(prefix, start, stop):
+            yield key.decode(), self._value(lane, key, entry)
+
+    def __iter__(self) -> Iterator[str]:
+        return self.keys()
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self._range("", None, None))
+
+    def __repr__(self) -> str:
+        state = "locked" if self.locked else "open"
+        return f"<KeyValueArray {self.name!r} at {state} version {self._repo.uuid[:12]}>"
+
+    def _range(
+        self, prefix: str, start: str | None, stop: str | None
+    ) -> Iterator[tuple[bytes, Entry]]:
+        lane = self._lane()
+        low = max(prefix.encode(), (start or "").encode())
+        high = _after_prefix(prefix.encode())
+        if stop is not None:
+            high = stop.encode() if high is None else min(high, stop.encode())
+        return lane.scan(lane.refresh(), SPACE, low, high)
+
+    def _nearby(self, lane: Lane, state: State, key: bytes) -> Iterator[tuple[bytes, Entry]]:
+        """A few keys that begin alike: near matches without reading a million keys."""
+        found = lane.scan(state, SPACE, key[:2], _after_prefix(key[:2]) if key[:2] else None)
+        for _ in range(50):
+            each = next(found, None)
+            if each is None:
+                return
+            yield each
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def __setitem__(self, key: str, value: bytes | str) -> None:
+        self.put_many({key: value}, operation=f"put {key}")
+
+    def put_many(self, values: Mapping[str, bytes | str], *, operation: str = "put") -> None:
+        """Store several values in one commit, seen whole or not at all."""
+        self._check_writable()
+        lane = self._lane()
+        delta: dict[bytes, Entry | None] = {}
+        segments: set[int] = set()
+        for key, value in values.items():
+            delta[self._key(key)] = self._store(lane, self._key(key), value, segments)
+        self._commit(lane, delta, segments, operation)
+
+    def __delitem__(self, key: str) -> None:
+        self._check_writable()
+        lane = self._lane()
+        name = self._key(key)
+
+        def prepare(state: State, _touched: Any) -> Change:
+            if lane.get(state, SPACE, name) is None:
+                raise NotFoundError(f"no key {key!r} in {self.name!r}")
+            return Change({SPACE: {name: None}}, {SPACE: [name]})
+
+        self._run(lane, prepare, f"delete {key}")
+
+    def delete_many(self, names: list[str], *, operation: str = "delete") -> None:
+        """Delete several keys in one commit; absent ones are ignored."""
+        self._check_writable()
+        self._commit(self._lane(), {self._key(name): None for name in names}, set(), operation)
+
+    def _commit(
+        self,
+        lane: Lane,
+        delta: dict[bytes, Entry | None],
+        segments: set[int],
+        operation: str,
+    ) -> None:
+        if delta:
+            change = Change({SPACE: delta}, {}, None, segments)
+            self._run(lane, lambda _state, _touched: change, operation)
+
+    def _run(self, lane: Lane, prepare: Any, operation: str) -> None:
+        try:
+            lane.commit(prepare, op=operation, user=self._repo._history.user)
+        except LockedError:
+            raise LockedError(f"{self.name!r}: {self._repo._locked_message()}") from None
+
+    def _store(self, lane: Lane, name: bytes, value: bytes | str, segments: set[int]) -> Entry:
+        try:
+            data = value.encode() if isinstance(value, str) else memoryview(value).tobytes()
+        except (TypeError, UnicodeEncodeError):
+            raise InvalidError(f"a value is bytes or valid text; got {value!r:.80}") from None
+        if len(data) > MAX_VALUE:
+            raise InvalidError(f"a value has at most {MAX_VALUE} bytes; got {len(data)}")
+        if len(data) <= INLINE_VALUE:
+            return data
+        payload, codec = lz4_compress(data), LZ4
+        if len(payload) >= len(data):
+            payload, codec = data, RAW
+        header = frame_header(VALUE, codec, 0, SPACE, lane.lane_bytes, name, len(data), payload)
+        segment, offset = lane.home.writer.append([header, payload])
+        segments.add(segment)
+        return segment, offset, len(header) + len(payload)
+
+    def _value(self, lane: Lane, name: bytes, entry: Entry) -> bytes:
+        if isinstance(entry, bytes):
+            return entry
+        frame = lane.home.read_frame(entry)
+        where = f"key {name.decode()!r} of {self.name!r}"
+        if frame.kind != VALUE or frame.lane != lane.lane_bytes or frame.key != name:
+            raise CorruptError(f"{where}: the frame is of another key")
+        if frame.codec == RAW:
+            if len(frame.payload) != frame.raw:
+                raise CorruptError(f"{where}: {len(frame.payload)} bytes, not {frame.raw}")
+            return bytes(frame.payload)
+        if frame.codec != LZ4 or frame.raw > MAX_VALUE:
+            raise CorruptError(f"{where}: codec {frame.codec} of {frame.raw} bytes")
+        out = bytearray(frame.raw)
+        lz4_decompress(frame.payload, out)
+        return bytes(out)
+
+    # -- place -----------------------------------------------------------------------------
+
+    def _key(self, key: Any) -> bytes:
+        if not isinstance(key, str):
+            raise InvalidError(f"a key is text; got {type(key).__name__} {key!r}")
+        try:
+            name = key.encode()
+        except UnicodeEncodeError:
+            raise InvalidError(f"a key must be valid text; got {key!r}") from None
+        if not 1 <= len(name) <= MAX_KEY:
+            raise InvalidError(f"a key has 1 to {MAX_KEY} bytes of UTF-8; got {len(name)}")
+        return name
+
+    def _lane(self) -> Lane:
+        return self._repo._lane(self._spec)
+
+    def _check_writable(self) -> None:
+        self._repo._check_writable()
+        self._repo._spec(self._spec)
+        if self.locked:
+            raise LockedError(f"{self.name!r}: {self._repo._locked_message()}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._repo.get_array, (self.name,)
+
+
+def _after_prefix(prefix: bytes) -> bytes | None:
+    """Return the first key after all keys with this prefix, or None if there is no bound."""
+    trimmed = prefix.rstrip(b"\xff")
+    return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else None

@@ -1,0 +1,367 @@
+"""The metadata of one repo: version nodes, arrays, tags, and the lanes that a node shows.
+
+Owns the lock protocol: a lock is first an intent in the repo's log, then a LOCK record at the end
+of every lane, then the lock object with all roots, then the confirmation. Whoever finds a lock
+half-way carries it to its end; nothing can turn it back.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from diced import keys, log
+from diced.dag import LOCKED, LOCKING, OPEN, Dag, Node
+from diced.errors import (
+    AlreadyExistsError,
+    InvalidError,
+    LockedError,
+    NotFoundError,
+    near_matches,
+)
+from diced.home import Home
+from diced.log import Record
+from diced.meta import Edits, Meta, Tables
+from diced.spec import ArraySpec
+from diced.versioned import Base, Lane, now
+
+NODES, ARRAYS, TAGS, COUNTERS, DEAD = 0, 1, 2, 3, 4
+MAX_NAME = 1024
+
+
+def check_name(what: str, name: Any) -> str:
+    """Return a repo, array, branch or tag name, or raise InvalidError."""
+    if not isinstance(name, str) or not name:
+        raise InvalidError(f"{what} name is non-empty text; got {name!r}")
+    if len(name) > MAX_NAME or any(ord(c) < 32 or ord(c) == 127 for c in name):
+        raise InvalidError(
+            f"{what} name has at most {MAX_NAME} characters and no control characters; got {name!r}"
+        )
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InvalidError(f"{what} name is not valid text: {name!r}") from None
+    return name
+
+
+class View:
+    """One reading of a repo's metadata: everything in it is of the same record number."""
+
+    __slots__ = ("arrays", "by_name", "counters", "dag", "dead", "number")
+
+    def __init__(self, number: int, tables: Tables):
+        self.number = number
+        self.dag = Dag(
+            (Node(key.hex(), fields) for key, fields in tables[NODES].items()),
+            {key.decode(): node for key, node in tables[TAGS].items()},
+        )
+        self.arrays = {key.hex(): ArraySpec(key.hex(), f) for key, f in tables[ARRAYS].items()}
+        self.by_name = {spec.name: spec for spec in self.arrays.values()}
+        self.counters = tables[COUNTERS]
+        self.dead = {key.hex(): name for key, name in tables[DEAD].items()}
+
+
+class History:
+    """Metadata of one repo, shared by all its handles in a process.
+
+    Parameters
+    ----------
+    home : Home
+    user : str
+        Recorded in every commit.
+    """
+
+    def __init__(self, home: Home, user: str):
+        self.home = home
+        self.user = user
+        lane = Lane(home, keys.META_LANE, keys.NO_NODE, Base(), journal=False)
+        self.meta = Meta(lane, (NODES, ARRAYS, TAGS, COUNTERS, DEAD))
+        self._lock = threading.Lock()
+        self._view: View | None = None
+        self._lanes: dict[tuple[str, str], Lane] = {}
+        self._locks: dict[str, dict[str, Base]] = {}
+
+    def view(self) -> View:
+        """Return the newest metadata; one freshness probe."""
+        number, tables = self.meta.read()
+        view = self._view
+        if view is None or view.number != number:
+            view = self._view = View(number, tables)
+        return view
+
+    def known(self) -> View:
+        """Return metadata that may be old: enough for what never changes."""
+        return self._view or self.view()
+
+    def _transact(self, edit: Callable[[Tables, int], Edits], op: str) -> None:
+        self.meta.transact(edit, op=op, user=self.user)
+
+    # -- birth, nodes ----------------------------------------------------------------------
+
+    def found(self, uuid: str, arrays: list[dict[str, Any]]) -> None:
+        """Write the first record: the root node, with its first arrays."""
+        root = keys.new_id()
+
+        def edit(tables: Tables, number: int) -> Edits:
+            if tables[NODES]:
+                raise AlreadyExistsError(f"{self.home.prefix} is founded already")
+            edits: Edits = [(NODES, bytes.fromhex(root), self._birth(uuid, number, [], "", ""))]
+            for fields in arrays:
+                fields = {**fields, "node": root, "created": now(), "user": self.user}
+                edits.append((ARRAYS, bytes.fromhex(keys.new_id()), fields))
+            return edits
+
+        self._transact(edit, "create repo")
+
+    def _birth(
+        self, uuid: str, number: int, parents: list[str], branch: str, note: str
+    ) -> dict[str, Any]:
+        return {
+            "uuid": uuid, "number": number, "parents": parents, "branch": branch,
+            "status": OPEN, "note": note, "user": self.user, "created": now(), "log": [],
+        }  # fmt: skip
+
+    def branch(self, node_id: str, note: str, branch: str | None, uuid: str | None) -> Node:
+        """Create a child of a locked node.
+
+        Without a name the child goes on with its parent's branch, or, where that has a child
+        already, begins a branch named after its own UUID.
+        """
+        child = keys.new_id()
+        public = uuid or keys.new_uuid()
+        if branch is not None:
+            check_name("branch", branch)
+        if uuid is not None:
+            check_name("version", uuid)
+        self._complete(node_id)
+
+        def edit(tables: Tables, number: int) -> Edits:
+            dag = View(number, tables).dag
+            parent = dag.nodes[node_id]
+            if not parent.locked:
+                raise LockedError(f"version {parent.uuid} is open; lock it before branching")
+            if dag.has_uuid(public):
+                raise AlreadyExistsError(f"a version {public!r} exists already")
+            taken = {node.branch for node in dag.nodes.values()}
+            name = branch
+            if name is None:
+                same = any(each.branch == parent.branch for each in dag.children(parent))
+                name = public[:12] if same else parent.branch
+            elif name in taken or name == "master":
+                raise AlreadyExistsError(f"a branch {name!r} exists already")
+            fields = self._birth(public, number, [node_id], name, note)
+            return [(NODES, bytes.fromhex(child), fields)]
+
+        self._transact(edit, "branch")
+        return self.view().dag.nodes[child]
+
+    def edit_node(self, node_id: str, change: Callable[[dict[str, Any]], None], op: str) -> None:
+        """Change the stored fields of a node atomically."""
+
+        def edit(tables: Tables, _number: int) -> Edits:
+            fields = dict(tables[NODES][bytes.fromhex(node_id)])
+            change(fields)
+            return [(NODES, bytes.fromhex(node_id), fields)]
+
+        self._transact(edit, op)
+
+    def tag(self, name: str, node_id: str) -> None:
+        """Name a locked node."""
+        check_name("tag", name)
+        self._complete(node_id)
+
+        def edit(tables: Tables, number: int) -> Edits:
+            dag = View(number, tables).dag
+            if not dag.nodes[node_id].locked:
+                raise LockedError(
+                    f"version {dag.nodes[node_id].uuid} is open; lock it before tagging"
+                )
+            if dag.has_uuid(name):
+                raise AlreadyExistsError(f"a version or tag {name!r} exists already")
+            return [(TAGS, name.encode(), node_id)]
+
+        self._transact(edit, "tag")
+
+    # -- locking ---------------------------------------------------------------------------
+
+    def lock(self, node_id: str, note: str) -> None:
+        """Lock a node: afterwards nothing at it can change."""
+
+        def edit(tables: Tables, _number: int) -> Edits:
+            fields = dict(tables[NODES][bytes.fromhex(node_id)])
+            if fields["status"] == LOCKED:
+                raise LockedError(f"version {fields['uuid']} is locked already")
+            if fields["status"] == LOCKING:
+                return []
+            fields.update(status=LOCKING, note=note)
+            return [(NODES, bytes.fromhex(node_id), fields)]
+
+        self._transact(edit, "lock")
+        self._complete(node_id)
+
+    def _complete(self, node_id: str) -> None:
+        """Carry a begun lock to its end; does nothing at an open or locked node."""
+        view = self.view()
+        if view.dag.nodes[node_id].status != LOCKING:
+            return
+        lanes = {}
+        for spec in view.arrays.values():
+            if spec.versioned and spec.node in view.dag.ancestry(view.dag.nodes[node_id]):
+                lane = self.lane(spec, node_id)
+                state = lane.lock(self.user)
+                lanes[spec.id] = lane.fold(state).fields()
+        key = keys.lock(self.home.prefix, node_id)
+        txid = log.new_txid()
+        head = {"txid": txid, "node": node_id, "lanes": lanes, "time": now(), "user": self.user}
+        # False: another process finished first, with the same state in pages of its own.
+        self.home.engine.put_if_absent(
+            key, Record(log.LOCKED_NODE, head).encode(), bytes.fromhex(txid)
+        )
+        self.edit_node(node_id, lambda fields: fields.update(status=LOCKED), "locked")
+
+    def roots(self, node_id: str) -> dict[str, Base]:
+        """Return the final state of every lane at a locked node. Immutable, so read once."""
+        found = self._locks.get(node_id)
+        if found is None:
+            key = keys.lock(self.home.prefix, node_id)
+            record = Record.decode(self.home.engine.get(key), key)
+            found = {lane: Base.parse(each) for lane, each in record.head["lanes"].items()}
+            self._locks[node_id] = found
+        return found
+
+    # -- arrays ----------------------------------------------------------------------------
+
+    def visible(self, view: View, node_id: str) -> dict[str, ArraySpec]:
+        """Return the arrays that a node shows, by name."""
+        ancestry = view.dag.ancestry(view.dag.nodes[node_id])
+        return {
+            name: spec
+            for name, spec in sorted(view.by_name.items())
+            if not spec.versioned or spec.node in ancestry
+        }
+
+    def create_array(self, node_id: str, fields: dict[str, Any]) -> ArraySpec:
+        """Add an array at an open node."""
+        name = check_name("array", fields["name"])
+        array_id = keys.new_id()
+
+        def edit(tables: Tables, number: int) -> Edits:
+            view = View(number, tables)
+            node = view.dag.nodes[node_id]
+            if fields["versioned"] and node.status != OPEN:
+                raise LockedError(f"array {name!r} cannot be created: " + locked_message(view, node))
+            if name in view.by_name:
+                raise AlreadyExistsError(f"an array {name!r} exists already in this repo")
+            stored = {**fields, "node": node_id, "created": now(), "user": self.user}
+            return [(ARRAYS, bytes.fromhex(array_id), stored)]
+
+        self._transact(edit, f"create array {name}")
+        return self.view().arrays[array_id]
+
+    def edit_array(
+        self, array_id: str, change: Callable[[dict[str, Any]], dict[str, Any]]
+    ) -> None:
+        """Change the stored description of an array atomically."""
+
+        def edit(tables: Tables, _number: int) -> Edits:
+            fields = tables[ARRAYS].get(bytes.fromhex(array_id))
+            if fields is None:
+                raise NotFoundError("the array was deleted")
+            return [(ARRAYS, bytes.fromhex(array_id), change(dict(fields)))]
+
+        self._transact(edit, "edit array")
+
+    def delete_array(self, name: str) -> None:
+        """Make an array invisible everywhere; its bytes are swept later."""
+
+        def edit(tables: Tables, number: int) -> Edits:
+            view = View(number, tables)
+            if name not in view.by_name:
+                raise NotFoundError(f"no array {name!r}" + near_matches(name, view.by_name))
+            key = bytes.fromhex(view.by_name[name].id)
+            return [(ARRAYS, key, None), (DEAD, key, name)]
+
+        self._transact(edit, f"delete array {name}")
+
+    def sweep(self) -> int:
+        """Remove the logs of deleted arrays; safe to stop and repeat. Returns objects removed."""
+        removed = 0
+        for array_id in self.view().dead:
+            prefix = f"{self.home.prefix}/lanes/{array_id}"
+            for key in list(self.home.engine.list(prefix)):
+                self.home.engine.delete(key)
+                removed += 1
+            dead = (DEAD, bytes.fromhex(array_id), None)
+            self._transact(lambda _t, _n, dead=dead: [dead], "swept array")  # type: ignore[misc]
+        return removed
+
+    def reserve(self, counter: str, count: int, first: int = 1) -> int:
+        """Reserve `count` consecutive ids, unique over all versions, processes and hosts."""
+        start = 0
+
+        def edit(tables: Tables, _number: int) -> Edits:
+            nonlocal start
+            start = tables[COUNTERS].get(counter.encode(), first)
+            return [(COUNTERS, counter.encode(), start + count)]
+
+        self._transact(edit, f"reserve {counter}")
+        return start
+
+    # -- lanes -----------------------------------------------------------------------------
+
+    def lane(self, spec: ArraySpec, node_id: str) -> Lane:
+        """Return the lane of an array at a node; one object per process."""
+        where = node_id if spec.versioned else keys.NO_NODE
+        found = self._lanes.get((spec.id, where))
+        if found is not None:
+            return found
+        if not spec.versioned:
+            lane = Lane(self.home, spec.id, where, Base())
+        else:
+            node = self.known().dag.nodes[node_id]
+            if node.locked:
+                base = self.roots(node_id).get(spec.id, Base())
+                lane = Lane(self.home, spec.id, where, base, final=True)
+            else:
+                base = Base()
+                if node.parents:
+                    base = self.roots(node.parents[0]).get(spec.id, base)
+                lane = Lane(self.home, spec.id, where, base)
+        with self._lock:
+            return self._lanes.setdefault((spec.id, where), lane)
+
+    def operations(self, node_id: str, name: str | None) -> Iterator[dict[str, Any]]:
+        """Yield the commits that led to a node, oldest version first, then by array and number."""
+        view = self.view()
+        specs = [
+            spec
+            for each, spec in self.visible(view, node_id).items()
+            if name is None or each == name
+        ]
+        for node in view.dag.lineage(view.dag.nodes[node_id]):
+            for spec in specs:
+                if not spec.versioned and node.id != node_id:
+                    continue
+                where = node.id if spec.versioned else keys.NO_NODE
+                lane = Lane(self.home, spec.id, where, Base())
+                for number, record in lane.records():
+                    if record.type != log.DATA:
+                        continue
+                    head = record.head
+                    yield {
+                        "version": node.uuid, "array": spec.name, "number": number,
+                        "user": head["user"], "time": head["time"], "operation": head["op"],
+                        "box": head.get("box"),
+                    }  # fmt: skip
+
+
+def locked_message(view: View, node: Node) -> str:
+    """Say that a node is locked, and where one can write instead."""
+    child = view.dag.open_child(node)
+    where = (
+        f"its open descendant is {child.uuid}"
+        if child is not None
+        else "create a branch and change to it"
+    )
+    return f"version {node.uuid} is locked; {where}"

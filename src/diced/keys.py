@@ -1,0 +1,94 @@
+"""The only speller of object keys. No user text ever enters one (invariant I6).
+
+A *home* is a subtree with lanes, pages, segments and locks of its own: ``store`` for the store's
+metadata, ``r/<repo id>`` for a repo. Ids are random lower-case hex.
+
+::
+
+    diced.json                                       format, store uuid, required features
+    <home>/lanes/<lane>/<node>/e000000/0000000001    commit record
+    <home>/lanes/<lane>/<node>/e000000.snap/<n>      snapshot: roots after record n (derived)
+    <home>/locks/<node>                              roots of every lane at a locked node
+    <home>/pages/3f/3f9c...e1.pg                     packed index pages
+    <home>/segs/a0/a04d...77.seg                     frames
+"""
+
+from __future__ import annotations
+
+import os
+
+STORE_FILE = "diced.json"
+STORE_HOME = "store"
+META_LANE = "meta"
+NO_NODE = "0" * 16  # stands for the node in lanes that no version owns
+EPOCH = "e000000"
+
+
+def new_id() -> str:
+    """Return 16 random hex digits."""
+    return os.urandom(8).hex()
+
+
+def new_uuid() -> str:
+    """Return a version-4 UUID of 32 hex digits without dashes, as DVID writes them."""
+    raw = bytearray(os.urandom(16))
+    raw[6] = raw[6] & 0x0F | 0x40
+    raw[8] = raw[8] & 0x3F | 0x80
+    return raw.hex()
+
+
+def repo_home(repo_id: str) -> str:
+    """Return the home of a repo."""
+    return f"r/{repo_id}"
+
+
+def lane(home: str, lane_id: str, node_id: str) -> str:
+    """Return the prefix of one lane at one node."""
+    return f"{home}/lanes/{lane_id}/{node_id}"
+
+
+def record(lane_prefix: str, number: int) -> str:
+    """Return the key of commit record `number`."""
+    return f"{lane_prefix}/{EPOCH}/{number:010d}"
+
+
+def snapshots(lane_prefix: str) -> str:
+    """Return the prefix of a lane's snapshots."""
+    return f"{lane_prefix}/{EPOCH}.snap"
+
+
+def snapshot(lane_prefix: str, number: int) -> str:
+    """Return the key of the snapshot taken after record `number`."""
+    return f"{snapshots(lane_prefix)}/{number:010d}"
+
+
+def lock(home: str, node_id: str) -> str:
+    """Return the key of a node's lock object."""
+    return f"{home}/locks/{node_id}"
+
+
+def pages(home: str) -> str:
+    """Return the prefix of a home's page packs."""
+    return f"{home}/pages"
+
+
+def segments(home: str) -> str:
+    """Return the prefix of a home's segments."""
+    return f"{home}/segs"
+
+
+def pack(home: str, object_id: int) -> str:
+    """Return the key of a page pack."""
+    name = f"{object_id:016x}"
+    return f"{pages(home)}/{name[:2]}/{name}.pg"
+
+
+def segment(home: str, object_id: int) -> str:
+    """Return the key of a segment."""
+    name = f"{object_id:016x}"
+    return f"{segments(home)}/{name[:2]}/{name}.seg"
+
+
+def object_id(key: str) -> int:
+    """Return the id of a segment or page pack from its key."""
+    return int(key.rsplit("/", 1)[1].split(".", 1)[0], 16)

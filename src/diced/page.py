@@ -1,0 +1,463 @@
+"""Index pages: sorted keys with their entries, packed by column, compressed and checksummed.
+
+Owns the bytes of a page and of a pack of them; knows no tree and no medium. Integers are
+little-endian.
+
+======  ====  =====================================================================
+offset  size  header
+======  ====  =====================================================================
+0       4     magic ``dIPg``
+4       1     format version, 1
+5       1     level: 0 for a leaf, else one more than that of the pages it points to
+6       2     flags: 1 = the payload is one zstd frame, 2 = keys are of one length
+8       4     n, number of keys
+12      4     length of the raw payload, at most 16 MiB
+16      4     length of the stored payload, which ends the page
+20      4     crc32c of the stored payload
+24      4     crc32c of bytes 0 to 23
+28            stored payload
+======  ====  =====================================================================
+
+The raw payload of an empty page is empty. Otherwise it has the parts below, in this order. A
+*column* of m unsigned integers is one byte w (0 to 8), then m lowest bytes, m next bytes and so on
+up to w planes; w = 0 means m zeros.
+
+================  ==========================================================================
+part              content
+================  ==========================================================================
+sizes             uint16 p, length of the prefix common to all keys; uint16 s, length of the
+                  rest (0 if lengths differ); uint32 g, number of groups (if lengths differ:
+                  of suffix bytes); uint32 number of objects; uint32 number of runs
+prefix            p bytes
+keys of one       The last min(s, 8) bytes of a key are its *low* number, big-endian; keys
+length            that agree in the s - 8 bytes before (*head*) are a group. Heads of the
+                  groups by byte plane, first byte first; column of their sizes - 1; column
+                  of their first lows; column of differences to the low before, - 1, of all
+                  other keys. A dense range in Morton order is all zeros.
+keys of several   column of the bytes shared with the key before, after the prefix; column of
+lengths           the numbers of other bytes; those bytes
+kinds             one byte per key: 0 pointer, 1 inline value, 2 tombstone
+counts            only above level 0: column of the keys in leaves under each child
+pointers          Sorted by (object, offset), they are cut into *runs* wherever the object
+                  changes or key order is left. Column of object ids; column of runs per
+                  object, - 1; column of each pointer's run, in key order (a stable sort by it
+                  restores the physical order; all zeros when the orders agree); column of
+                  lengths in physical order; column of each run's gap from the end of the
+                  pointer before it (from 0 in a new object), modulo 2**64; bit per other
+                  pointer, lowest first: has a gap from the end of the one before it; column
+                  of those gaps, modulo 2**64
+inline values     column of lengths; the values up to the end
+================  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from operator import eq
+from typing import Any
+
+import numpy as np
+
+from diced import _index, columns
+from diced._compress import crc32c, zstd_compress, zstd_decompress
+from diced.columns import MAX_KEY, MAX_OFFSET, MAX_RAW, Array, Keys, Pointer, Reader
+from diced.errors import CorruptError, InvalidError, UnsupportedError
+
+Entry = Pointer | bytes  # bytes: a small value kept in the index itself
+
+__all__ = [
+    "MAX_ENTRIES",
+    "MAX_INLINE",
+    "MAX_KEY",
+    "MAX_OFFSET",
+    "MAX_RAW",
+    "Entry",
+    "PackBuilder",
+    "Page",
+    "Pointer",
+    "decode_page",
+    "encode_page",
+]
+
+MAX_ENTRIES = 1 << 20
+MAX_INLINE = 1 << 20
+MAX_COUNT = 1 << 43  # times MAX_ENTRIES is still below 2**64
+
+_MAGIC = b"dIPg"
+_VERSION = 1
+_ZSTD, _EVEN = 1, 2
+_HEADER = struct.Struct("<4sBBHIIII")
+_CHECK = struct.Struct("<I")
+_SIZES = struct.Struct("<HHIII")
+_HEADER_SIZE = _HEADER.size + _CHECK.size
+_POINTER, _INLINE, _TOMBSTONE = 0, 1, 2
+_LEVEL = 3
+
+
+class Page:
+    """A decoded page: immutable, columns in memory, no Python object per key.
+
+    Attributes
+    ----------
+    level : int
+        0 for a leaf.
+    count : int
+        Number of keys in the leaves at or below this page.
+    nbytes : int
+        Memory held, for the accounts of caches.
+    """
+
+    __slots__ = (
+        "_counts",
+        "_ends",
+        "_flat",
+        "_kinds",
+        "_length",
+        "_objects",
+        "_owner",
+        "_plain",
+        "_values",
+        "_where",
+        "_width",
+        "count",
+        "level",
+        "nbytes",
+    )
+
+    def __init__(
+        self,
+        level: int,
+        keys: Keys,
+        kinds: bytes,
+        places: tuple[Array, Array, Array],
+        objects: list[int],
+        values: bytes,
+        counts: Array | None,
+    ):
+        self.level = level
+        self._flat, self._ends, self._width = keys
+        self._kinds = kinds
+        self._plain = kinds.count(_POINTER) == len(kinds)
+        # A memoryview yields Python ints, four times as fast as a numpy scalar and int().
+        self._where, self._length, self._owner = (memoryview(column.data) for column in places)
+        self._objects = objects
+        self._values = values
+        self._counts = None if counts is None else memoryview(counts.data)
+        self.count = len(kinds) if counts is None else int(counts.sum())
+        self.nbytes = (
+            1000
+            + len(self._flat)
+            + len(self._ends)
+            + len(values)
+            + 40 * len(objects)
+            + (15 if counts is None else 23) * len(kinds)
+        )
+
+    def __len__(self) -> int:
+        return len(self._kinds)
+
+    @property
+    def keys(self) -> list[bytes]:
+        """The keys in order; built anew by each access."""
+        return self.key_range(0, len(self))
+
+    @property
+    def has_tombstones(self) -> bool:
+        """Whether any entry is a tombstone, which only deltas hold."""
+        return _TOMBSTONE in self._kinds
+
+    def key(self, index: int) -> bytes:
+        """Return one key by its index from 0."""
+        if not 0 <= index < len(self._kinds):
+            raise IndexError(f"key {index} of a page of {len(self)}")
+        if self._width:
+            return self._flat[index * self._width : (index + 1) * self._width]
+        return self.key_range(index, index + 1)[0]
+
+    def key_range(self, start: int, stop: int) -> list[bytes]:
+        """Return the keys with ``start <= index < stop``, two numbers within the page."""
+        flat, width = self._flat, self._width
+        if width:
+            return [flat[at : at + width] for at in range(start * width, stop * width, width)]
+        ends = memoryview(self._ends).cast("I")[max(start - 1, 0) : stop].tolist()
+        if not start:
+            ends.insert(0, 0)
+        return [flat[ends[i] : ends[i + 1]] for i in range(stop - start)]
+
+    def entry(self, index: int) -> Entry | None:
+        """Return a pointer, an inline value, or None for a tombstone, by index from 0."""
+        kind = self._kinds[index]
+        if kind == _POINTER:
+            return self._objects[self._owner[index]], self._where[index], self._length[index]
+        if kind == _INLINE:
+            start = self._where[index]
+            return self._values[start : start + self._length[index]]
+        return None
+
+    def entry_range(self, start: int, stop: int) -> list[Entry | None]:
+        """Return the entries with ``start <= index < stop``, two numbers within the page."""
+        if not self._plain:
+            return [self.entry(index) for index in range(start, stop)]
+        return list(
+            zip(
+                map(self._objects.__getitem__, self._owner[start:stop].tolist()),
+                self._where[start:stop].tolist(),
+                self._length[start:stop].tolist(),
+                strict=True,
+            )
+        )
+
+    def counts(self, start: int, stop: int) -> list[int]:
+        """Return the counts of keys under the children ``start <= index < stop``."""
+        if self._counts is None:
+            raise InvalidError("a leaf page has no children")
+        return self._counts[start:stop].tolist()
+
+    def items(self) -> Iterator[tuple[bytes, Entry | None]]:
+        """Return an iterator over (key, entry) in order."""
+        return zip(self.keys, self.entry_range(0, len(self)), strict=True)
+
+    def find(self, key: bytes) -> int:
+        """Return the index of `key`, or -1."""
+        return _index.find(self._flat, self._ends, self._width, key)
+
+    def position(self, key: bytes) -> int:
+        """Return how many keys are below `key` (bisect_left)."""
+        return _index.position(self._flat, self._ends, self._width, key)
+
+    def slot(self, key: bytes) -> int:
+        """Return the index of the last key that is not above `key`, or -1."""
+        return _index.slot(self._flat, self._ends, self._width, key)
+
+
+class PackBuilder:
+    """New pages, to be stored as one object.
+
+    Parameters
+    ----------
+    object_id : int
+        Of the object that the bytes will be stored as.
+    base : int
+        Offset in that object at which they will begin.
+    """
+
+    def __init__(self, object_id: int, base: int = 0):
+        self.object_id = object_id
+        self.base = base
+        self._chunks: list[bytes] = []
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def add(self, data: bytes) -> Pointer:
+        """Append the bytes of one page and return where they will be found."""
+        offset = self.base + self._size
+        if offset >= MAX_OFFSET:
+            raise InvalidError(f"a pack ends before byte {MAX_OFFSET}; got one at {offset}")
+        self._chunks.append(data)
+        self._size += len(data)
+        return self.object_id, offset, len(data)
+
+    def tobytes(self) -> bytes:
+        """Return all pages, one after another."""
+        return b"".join(self._chunks)
+
+
+def encode_page(
+    keys: Sequence[bytes],
+    entries: Sequence[Entry | None],
+    level: int,
+    counts: Sequence[int] | None = None,
+) -> bytes:
+    """Pack sorted keys and their entries.
+
+    Parameters
+    ----------
+    keys : sequence of bytes
+        Strictly ascending, each of at most `MAX_KEY` bytes, at most `MAX_ENTRIES`.
+    entries : sequence of pointers, bytes or None
+        One per key; None is a tombstone. Above level 0 there are only pointers.
+    level : int
+        0 for a leaf; at most 255.
+    counts : sequence of int
+        Above level 0 only: the number of keys in the leaves under each child.
+
+    Raises
+    ------
+    InvalidError
+        If keys are not ascending or anything is outside its limits.
+    """
+    n = len(keys)
+    if len(entries) != n or n > MAX_ENTRIES or not 0 <= level <= (255 if n else 0):
+        raise InvalidError(
+            f"a page of level 0 to 255 (0 if empty) has up to {MAX_ENTRIES} keys and entries; "
+            f"got {n} keys and {len(entries)} entries at level {level}"
+        )
+    if (counts is None) != (level == 0) or (counts is not None and len(counts) != n):
+        raise InvalidError(f"pages above level 0, and only they, need {n} counts; level {level}")
+    even, payload = (False, b"") if n == 0 else _payload(keys, entries, counts)
+    if len(payload) > MAX_RAW:
+        raise InvalidError(f"page has {len(payload)} bytes; at most {MAX_RAW} fit")
+    # No column of a page this small repays zstd's own 13 bytes.
+    stored = payload if len(payload) < 48 else zstd_compress(payload, _LEVEL)
+    packed = len(stored) < len(payload)
+    if not packed:
+        stored = payload
+    flags = (_ZSTD if packed else 0) | (_EVEN if even else 0)
+    head = _HEADER.pack(
+        _MAGIC, _VERSION, level, flags, n, len(payload), len(stored), crc32c(stored)
+    )
+    return b"".join((head, _CHECK.pack(crc32c(head)), stored))
+
+
+def decode_page(data: Any) -> Page:
+    """Unpack and check a page.
+
+    Parameters
+    ----------
+    data : bytes-like
+        Exactly one page.
+
+    Raises
+    ------
+    CorruptError
+        If the bytes are not a well-formed page.
+    UnsupportedError
+        If the page is sound but of a newer format.
+    """
+    data = memoryview(data).cast("B")
+    if len(data) < _HEADER_SIZE:
+        raise CorruptError(f"index page of {len(data)} bytes; its header alone is {_HEADER_SIZE}")
+    magic, version, level, flags, n, raw, stored, check = _HEADER.unpack_from(data)
+    if magic != _MAGIC:
+        raise CorruptError(f"no index page: magic is {magic!r}, not {_MAGIC!r}")
+    if _CHECK.unpack_from(data, _HEADER.size)[0] != crc32c(data[: _HEADER.size]):
+        raise CorruptError("index page: header does not match its checksum")
+    if version != _VERSION or flags & ~(_ZSTD | _EVEN):
+        raise UnsupportedError(
+            f"index page of format {version} with flags {flags:#x} needs a newer diced"
+        )
+    body = data[_HEADER_SIZE:]
+    if stored != len(body):
+        raise CorruptError(f"index page: {len(body)} bytes of payload, not {stored}")
+    if crc32c(body) != check:
+        raise CorruptError("index page: payload does not match its checksum")
+    if raw > MAX_RAW or n > MAX_ENTRIES:
+        raise CorruptError(f"index page claims {n} keys in {raw} bytes; too many")
+    if flags & _ZSTD:
+        target = bytearray(raw)
+        zstd_decompress(body, target)
+        body = memoryview(target)
+    elif raw != stored:
+        raise CorruptError(f"index page: stored as {stored} bytes, not {raw}")
+    return _read_payload(Reader(body), level, n, bool(flags & _EVEN))
+
+
+def _payload(
+    keys: Sequence[bytes], entries: Sequence[Entry | None], counts: Sequence[int] | None
+) -> tuple[bool, bytes]:
+    n = len(keys)
+    flat = b"".join(keys)
+    lengths = np.fromiter(map(len, keys), np.int64, n)
+    longest = int(lengths.max())
+    if longest > MAX_KEY or len(flat) > MAX_RAW:
+        raise InvalidError(
+            f"keys of a page have at most {MAX_KEY} bytes each and {MAX_RAW} together; "
+            f"got one of {longest} and {len(flat)} together"
+        )
+    ends = lengths.cumsum().astype(np.uint32)
+    wrong = _index.disorder(flat, ends)
+    if wrong >= 0:
+        raise InvalidError(f"keys must ascend; key {wrong} is {keys[wrong]!r}")
+    prefix = len(list(takewhile(bool, map(eq, keys[0], keys[-1]))))  # of all between, too
+    even = int(lengths.min()) == longest
+    if even:
+        groups, key_parts = columns.pack_grid(flat, n, longest, prefix)
+    else:
+        groups, key_parts = columns.pack_names(flat, ends, prefix)
+    kinds = bytes([_kind(entry) for entry in entries])
+    middle = []
+    if counts is not None:
+        if kinds.count(_POINTER) != n:
+            raise InvalidError("a page above level 0 holds pointers only")
+        if not 0 < min(counts) <= max(counts) < MAX_COUNT:
+            raise InvalidError(f"counts must be 1 to {MAX_COUNT - 1}")
+        middle.append(columns.pack(np.array(counts, np.uint64)))
+    pointers = [entry for entry in entries if isinstance(entry, tuple)]
+    objects = runs = 0
+    if pointers:
+        objects, runs, parts = columns.pack_pointers(pointers)
+        middle += parts
+    values = [entry for entry in entries if isinstance(entry, bytes)]
+    sizes = np.fromiter(map(len, values), np.uint64, len(values))
+    if values and int(sizes.max()) > MAX_INLINE:
+        raise InvalidError(f"inline value of {sizes.max()} bytes; at most {MAX_INLINE}")
+    head = _SIZES.pack(prefix, longest - prefix if even else 0, groups, objects, runs)
+    parts = [head, keys[0][:prefix], *key_parts, kinds, *middle, columns.pack(sizes), *values]
+    return even, b"".join(parts)
+
+
+def _kind(entry: Entry | None) -> int:
+    if isinstance(entry, tuple):
+        return _POINTER
+    if isinstance(entry, bytes):
+        return _INLINE
+    if entry is None:
+        return _TOMBSTONE
+    raise InvalidError(f"an entry is a pointer, bytes or None; got {type(entry).__name__}")
+
+
+def _read_payload(reader: Reader, level: int, n: int, even: bool) -> Page:
+    if n == 0:
+        if level or even or reader.rest():
+            raise CorruptError(f"index page: empty, yet level {level}, {reader.rest()} bytes")
+        none = np.zeros(0, np.uint64)
+        empty = (none, none.astype(np.uint32), none.astype(np.uint16))
+        return Page(0, (b"", b"", 0), b"", empty, [], b"", None)
+    prefix, suffix, groups, objects, runs = _SIZES.unpack(reader.take(_SIZES.size))
+    head = reader.array(prefix)
+    if even:
+        keys, ends = columns.read_grid(reader, n, head, suffix, groups)
+    elif suffix:
+        raise CorruptError(f"index page: keys of several lengths, yet all of {suffix} bytes")
+    else:
+        keys, ends = columns.read_names(reader, n, head, groups)
+    wrong = _index.disorder(keys[0], ends)
+    if wrong >= 0:
+        raise CorruptError(f"index page: key {wrong} is not above the one before")
+    kinds = bytes(reader.take(n))
+    pointers, inline = kinds.count(_POINTER), kinds.count(_INLINE)
+    if pointers + inline + kinds.count(_TOMBSTONE) != n:
+        raise CorruptError("index page: unknown kind of entry")
+    counts = None
+    if level:
+        if pointers != n:
+            raise CorruptError(f"index page: level {level} with entries that are no pointers")
+        counts = reader.column(n, MAX_COUNT)
+        if not counts.all():
+            raise CorruptError("index page: a child without keys")
+    where = np.zeros(n, np.uint64)
+    length = np.zeros(n, np.uint32)
+    owner = np.zeros(n, np.uint16)
+    table: list[int] = []
+    codes = None if pointers == n else np.frombuffer(kinds, np.uint8)
+    if pointers:
+        table, order, *found = columns.read_pointers(reader, pointers, objects, runs)
+        if codes is not None:
+            order = np.flatnonzero(codes == _POINTER)[order]
+        where[order], length[order], owner[order] = found
+    elif objects or runs:
+        raise CorruptError(f"index page: {objects} objects and {runs} runs without pointers")
+    sizes = reader.column(inline, MAX_INLINE + 1)
+    values = bytes(reader.take(reader.rest()))
+    bounds = sizes.cumsum()
+    if (int(bounds[-1]) if inline else 0) != len(values):
+        raise CorruptError(f"index page: inline values do not fill {len(values)} bytes")
+    if inline:
+        at = slice(None) if inline == n else np.flatnonzero(codes == _INLINE)
+        where[at] = bounds - sizes
+        length[at] = sizes
+    return Page(level, keys, kinds, (where, length, owner), table, values, counts)

@@ -1,0 +1,478 @@
+"""Repos: a version DAG of arrays and files, seen from one current version."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from diced import registry
+from diced.array import DicedArray
+from diced.dag import MASTER, OPEN, Node
+from diced.errors import (
+    CorruptError,
+    InvalidError,
+    LockedError,
+    NotFoundError,
+    ReadOnlyError,
+    UnsupportedError,
+    near_matches,
+)
+from diced.files import KeyValueArray
+from diced.history import History, locked_message
+from diced.spec import ArrayDtype, ArraySpec, array_fields
+from diced.versioned import Lane, now
+
+if TYPE_CHECKING:
+    from diced.store import DicedStore
+
+FILES = ".files"
+META = ".meta"
+RESTRICTIONS = "restrictions"
+OPEN_NODE = "(open node)"
+
+
+class VersionInfo:
+    """A version node as a user sees it.
+
+    Attributes
+    ----------
+    uuid : str
+    number : int
+        DVID's VersionID: order of birth.
+    parents : tuple of str
+        UUIDs.
+    branch : str
+        ``master`` or the branch's name.
+    note, user, created : str
+    log : list of str
+    locked : bool
+    """
+
+    __slots__ = (
+        "branch", "created", "locked", "log", "note", "number", "parents", "user", "uuid",
+    )  # fmt: skip
+
+    def __init__(self, node: Node, parents: tuple[str, ...]):
+        self.uuid = node.uuid
+        self.number = node.number
+        self.parents = parents
+        self.branch = node.branch or MASTER
+        self.note = node.note
+        self.log = list(node.log)
+        self.user = node.user
+        self.created = node.created
+        self.locked = node.status != OPEN
+
+    def __repr__(self) -> str:
+        state = "locked" if self.locked else "open"
+        return f"<VersionInfo {self.uuid} {self.branch} {state} {self.note!r}>"
+
+
+class DicedRepo:
+    """A repo at its current version. Array handles follow `change_version`.
+
+    Repos are made by `DicedStore.create_repo` and opened by `DicedStore.open_repo`.
+    """
+
+    def __init__(
+        self, store: DicedStore, repo_id: str, history: History, node_id: str, readonly: bool
+    ):
+        self.store = store
+        self.readonly = readonly
+        self._id = repo_id
+        self._history = history
+        self._node_id = node_id
+        # Node status only moves forward, and once locked it needs no further look.
+        self._known_locked = False
+
+    # -- description -----------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """Name, unique in the store."""
+        return str(self.store._repo_fields(self._id)["name"])
+
+    @property
+    def description(self) -> str:
+        """What the repo is, in its creator's words."""
+        return str(self.store._repo_fields(self._id)["description"])
+
+    @property
+    def uuid(self) -> str:
+        """UUID of the current version."""
+        return self._history.known().dag.nodes[self._node_id].uuid
+
+    @property
+    def root(self) -> str:
+        """UUID of the first version, which also names the repo."""
+        return self._history.known().dag.root.uuid
+
+    def get_current_version(self) -> str:
+        """Return the UUID of the current version."""
+        return self.uuid
+
+    @property
+    def locked(self) -> bool:
+        """True if the current version is locked."""
+        if not self._known_locked:
+            self._known_locked = self._node().status != OPEN
+        return self._known_locked
+
+    def _node(self) -> Node:
+        return self._history.view().dag.nodes[self._node_id]
+
+    # -- arrays ----------------------------------------------------------------------------
+
+    def create_array(
+        self,
+        name: str,
+        dtype: Any = ArrayDtype.uint8,
+        dims: int = 3,
+        islabel3D: bool = False,  # noqa: N803 - the name is DICED's
+        lossycompression: bool = False,
+        versioned: bool = True,
+        *,
+        indexed: bool = False,
+        block_shape: Any = None,
+        codec: str | None = None,
+        fill: Any = 0,
+        voxel_size: Any = None,
+        units: Any = None,
+        channels: int | None = None,
+        kind: str | None = None,
+        attrs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Create an array at this version, visible here and at descendants.
+
+        Parameters
+        ----------
+        name : str
+            Unique in the repo.
+        dtype : ArrayDtype or numpy dtype
+            bool, int8-64, uint8-64 or float16-64.
+        dims : int
+            1 to 8, without channels.
+        islabel3D : bool
+            Labels: uint64, 3-D, in DVID's compressed label blocks.
+        lossycompression : bool
+            Blocks as JPEG; uint8 only.
+        versioned : bool
+            False: one content for all versions, never locked.
+        indexed : bool
+            Reserved for labels with an index of bodies.
+        block_shape : sequence of int, optional
+            ZYX; 262144, 512 x 512 or 64 x 64 x 64 by default.
+        codec : str, optional
+            ``raw``, ``lz4``, ``zstd[:level]``, ``gzip[:level]``, ``jpeg[:quality]``;
+            ``label``, ``label+lz4``, ``label+zstd[:level]`` for labels.
+        fill : scalar or sequence of one value per channel
+            Value of voxels never written.
+        voxel_size, units : sequence, optional
+            Per axis, ZYX.
+        channels : int, optional
+            An extra last axis.
+        kind : str, optional
+            ``image``, ``label``, ``keyvalue``, or one that an installed package adds.
+        attrs : dict, optional
+            JSON attributes.
+
+        Returns
+        -------
+        DicedArray or KeyValueArray
+
+        Raises
+        ------
+        InvalidError, AlreadyExistsError, LockedError, ReadOnlyError, UnsupportedError
+        """
+        self._check_writable()
+        if indexed or kind == "labelmap":
+            raise UnsupportedError("indexed label arrays are not in this version of diced")
+        if kind == "keyvalue":
+            fields: dict[str, Any] = {"name": name, "kind": kind, "versioned": bool(versioned)}
+        else:
+            fields = array_fields(
+                name,
+                dtype,
+                dims,
+                islabel3D=islabel3D,
+                lossycompression=lossycompression,
+                versioned=versioned,
+                block_shape=block_shape,
+                codec=codec,
+                fill=fill,
+                voxel_size=voxel_size,
+                units=units,
+                channels=channels,
+                kind=kind,
+            )
+        fields["attrs"] = dict(attrs or {})
+        return self._array(self._history.create_array(self._node_id, fields))
+
+    def get_array(self, name: str) -> Any:
+        """Open an array by name.
+
+        Raises
+        ------
+        NotFoundError
+        """
+        visible = self._visible()
+        if name not in visible:
+            raise NotFoundError(
+                f"no array {name!r} in repo {self.name!r} at version {self.uuid[:12]}"
+                + near_matches(str(name), visible)
+            )
+        return self._array(visible[name])
+
+    def __getitem__(self, name: str) -> Any:
+        return self.get_array(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._visible()
+
+    def delete_array(self, name: str) -> None:
+        """Delete an array from all versions. It is invisible at once; this cannot be undone."""
+        self._check_writable()
+        self._history.delete_array(name)
+        self.store._sweep_later()
+
+    def list_instances(self, showhidden: bool = False) -> list[tuple[str, Any]]:
+        """List the arrays of this version.
+
+        Parameters
+        ----------
+        showhidden : bool
+            Everything, keyvalue arrays and names listed in ``.meta/restrictions`` included.
+
+        Returns
+        -------
+        list of (str, ArrayDtype)
+            With `showhidden`, of (name, kind).
+        """
+        visible = self._visible()
+        if showhidden:
+            return [(name, spec.kind) for name, spec in visible.items()]
+        hidden = self._hidden(visible)
+        return [
+            (name, ArrayDtype[spec.dtype.name])
+            for name, spec in visible.items()
+            if spec.dtype is not None and name not in hidden
+        ]
+
+    def _hidden(self, visible: dict[str, ArraySpec]) -> set[str]:
+        import json
+
+        if META not in visible:
+            return set()
+        text = self._array(visible[META]).get(RESTRICTIONS)
+        try:
+            return set(json.loads(text)) if text else set()
+        except (ValueError, TypeError):
+            raise CorruptError(f"{META}/{RESTRICTIONS} is not a JSON list of names") from None
+
+    def _visible(self) -> dict[str, ArraySpec]:
+        return self._history.visible(self._history.view(), self._node_id)
+
+    def _array(self, spec: ArraySpec) -> Any:
+        if spec.kind == "keyvalue":
+            return KeyValueArray(self, spec)
+        if spec.kind in ("image", "label"):
+            return DicedArray(self, spec)
+        return registry.lookup("kind", spec.kind)(self, spec)
+
+    # -- versions --------------------------------------------------------------------------
+
+    def lock_node(self, message: str) -> str:
+        """Lock the current version: nothing at it can change any more.
+
+        Parameters
+        ----------
+        message : str
+            Becomes the version's note.
+
+        Returns
+        -------
+        str
+            The version's UUID.
+        """
+        self._check_writable()
+        self._history.lock(self._node_id, message)
+        return self.uuid
+
+    def create_branch(
+        self, message: str = "", branch: str | None = None, uuid: str | None = None
+    ) -> str:
+        """Create a child of the current version, which must be locked.
+
+        Parameters
+        ----------
+        message : str
+            The child's note until it is locked.
+        branch : str, optional
+            Name of a new branch. Without it the child goes on with this version's branch, or
+            begins one named after its UUID where that has gone on already.
+        uuid : str, optional
+            The child's UUID, if it is decided elsewhere.
+
+        Returns
+        -------
+        str
+            The child's UUID. This repo object stays where it is.
+        """
+        self._check_writable()
+        return self._history.branch(self._node_id, message, branch, uuid).uuid
+
+    def change_version(self, uuid: str) -> None:
+        """Go to another version, by UUID, prefix, branch name, tag, or any of these with ``~N``.
+
+        Raises
+        ------
+        NotFoundError, AmbiguousError
+        """
+        self._node_id = self._history.view().dag.resolve(uuid).id
+        self._known_locked = False
+
+    def versions(self) -> list[VersionInfo]:
+        """Return all versions in order of birth."""
+        dag = self._history.view().dag
+        return [
+            VersionInfo(node, tuple(dag.nodes[each].uuid for each in node.parents))
+            for node in dag.ordered()
+        ]
+
+    def branches(self) -> dict[str, str]:
+        """Return the UUID of the newest version of each branch."""
+        return {name: node.uuid for name, node in self._history.view().dag.branches().items()}
+
+    def tag(self, name: str, note: str = "") -> None:
+        """Give the current version, which must be locked, a name of its own."""
+        self._check_writable()
+        self._history.tag(name, self._node_id)
+        if note:
+            self.add_log(f"tag {name}: {note}")
+
+    def tags(self) -> dict[str, str]:
+        """Return the UUID behind each tag."""
+        dag = self._history.view().dag
+        return {tag: dag.nodes[node].uuid for tag, node in sorted(dag.tags.items())}
+
+    @property
+    def note(self) -> str:
+        """Note of the current version."""
+        return self._node().note
+
+    def set_note(self, text: str) -> None:
+        """Replace the note of the current version, which must be open."""
+        self._check_writable()
+
+        def change(fields: dict[str, Any]) -> None:
+            if fields["status"] != OPEN:
+                raise LockedError(self._locked_message())
+            fields["note"] = str(text)
+
+        self._history.edit_node(self._node_id, change, "note")
+
+    @property
+    def log(self) -> list[str]:
+        """Lines logged at the current version: time, two spaces, text."""
+        return list(self._node().log)
+
+    def add_log(self, text: str) -> None:
+        """Append a line to the current version's log; allowed at locked versions too."""
+        self._check_writable()
+        line = f"{now()}  {text}"
+        self._history.edit_node(
+            self._node_id, lambda fields: fields.update(log=[*fields["log"], line]), "log"
+        )
+
+    def get_commit_log(self) -> list[tuple[str, str]]:
+        """Return (uuid, note) of this version and its ancestors, oldest first.
+
+        An open version is shown as ``(open node)``.
+        """
+        dag = self._history.view().dag
+        return [
+            (node.uuid, OPEN_NODE if node.status == OPEN else node.note)
+            for node in dag.lineage(dag.nodes[self._node_id])
+        ]
+
+    def operations(self, array: str | None = None) -> Iterator[dict[str, Any]]:
+        """Yield the commits that led to this version, oldest version first.
+
+        Each is a dict of version, array, number, user, time, operation and box (two lists, first
+        and last + 1 voxel, ZYX, or None).
+        """
+        if array is not None:
+            self.get_array(array)
+        return self._history.operations(self._node_id, array)
+
+    def reserve_ids(self, count: int, counter: str = "labels") -> int:
+        """Reserve `count` ids, unique over versions, processes and hosts; return the first."""
+        self._check_writable()
+        if count < 1:
+            raise InvalidError(f"reserve at least one id; got {count}")
+        return self._history.reserve(counter, count)
+
+    # -- files -----------------------------------------------------------------------------
+
+    @property
+    def files(self) -> KeyValueArray:
+        """The files of this version."""
+        found: KeyValueArray = self.get_array(FILES)
+        return found
+
+    def upload_filedata(self, dataname: str, data: bytes | str) -> None:
+        """Store a file in this version."""
+        self.files[dataname] = data
+
+    def download_filedata(self, dataname: str) -> bytes:
+        """Return a file's bytes.
+
+        Raises
+        ------
+        NotFoundError
+        """
+        return self.files[dataname]
+
+    def list_files(self) -> list[str]:
+        """Return the names of the files of this version, in order."""
+        return list(self.files.keys())
+
+    def delete_file(self, filename: str) -> None:
+        """Delete a file from this version and its descendants; ancestors keep it."""
+        del self.files[filename]
+
+    # -- for arrays ------------------------------------------------------------------------
+
+    def _lane(self, spec: ArraySpec) -> Lane:
+        if not self._known_locked:
+            self._node()
+        return self._history.lane(spec, self._node_id)
+
+    def _spec(self, spec: ArraySpec) -> ArraySpec:
+        """Return the newest description of an array, or raise if it was deleted."""
+        newest = self._history.view().arrays.get(spec.id)
+        if newest is None:
+            raise NotFoundError(f"array {spec.name!r} was deleted")
+        return newest
+
+    def _check_writable(self) -> None:
+        if self.readonly:
+            raise ReadOnlyError("the repo was opened read-only")
+        self.store._repo_fields(self._id)  # deleted meanwhile?
+
+    def _locked_message(self) -> str:
+        view = self._history.view()
+        return locked_message(view, view.dag.nodes[self._node_id])
+
+    def __repr__(self) -> str:
+        state = "locked" if self.locked else "open"
+        return f"<DicedRepo {self.name!r} at {state} version {self.uuid[:12]}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.store._reopen_repo, (self.root, self.uuid, self.readonly)
+
+    def __enter__(self) -> DicedRepo:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        return None

@@ -1,0 +1,249 @@
+"""What an array is: the description stored at its creation, checked once here.
+
+Owns the rules for dtypes, block shapes, fills and codecs, and their JSON form.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import numpy as np
+
+from diced import codec as codecs
+from diced import grid
+from diced.errors import InvalidError, UnsupportedError, near_matches
+
+# dtype name -> little-endian dtype string; the stored form never depends on the machine.
+DTYPES = {
+    name: np.dtype(name).newbyteorder("<").str
+    for name in (
+        "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
+        "float16", "float32", "float64",
+    )
+}  # fmt: skip
+
+KINDS = ("image", "label", "keyvalue")
+MAX_BLOCK_BYTES = 2**30
+MAX_CHANNELS = 1024
+
+
+class ArrayDtype(enum.Enum):
+    """The element types of arrays; ``.value`` is the numpy type. Plain dtypes serve as well."""
+
+    bool = np.bool_
+    int8 = np.int8
+    int16 = np.int16
+    int32 = np.int32
+    int64 = np.int64
+    uint8 = np.uint8
+    uint16 = np.uint16
+    uint32 = np.uint32
+    uint64 = np.uint64
+    float16 = np.float16
+    float32 = np.float32
+    float64 = np.float64
+
+
+def check_dtype(dtype: Any) -> np.dtype[Any]:
+    """Return the numpy dtype of an ArrayDtype, numpy type or name.
+
+    Raises
+    ------
+    InvalidError
+    """
+    if isinstance(dtype, ArrayDtype):
+        dtype = dtype.value
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        raise InvalidError(
+            f"dtype {dtype!r} is not known" + near_matches(str(dtype), DTYPES)
+        ) from None
+    if found.name not in DTYPES:
+        raise InvalidError(
+            f"dtype {found.name!r} cannot be stored; arrays hold {', '.join(DTYPES)}"
+        )
+    return found.newbyteorder("=")
+
+
+class ArraySpec:
+    """The description of one array, the same at every version.
+
+    Attributes
+    ----------
+    id : str
+        Lane id, internal random hex.
+    name, kind : str
+    dtype : numpy.dtype or None
+        None for keyvalue.
+    dims : int
+    block_shape : tuple of int
+    channels : int or None
+    fill : bytes
+        One element, all channels.
+    versioned, lossy : bool
+    node : str
+        Internal id of the node that created it.
+    """
+
+    __slots__ = (
+        "block_nbytes", "block_shape", "channels", "codec", "dims", "dtype", "fields", "fill",
+        "id", "kind", "lossy", "name", "node", "versioned",
+    )  # fmt: skip
+
+    def __init__(self, array_id: str, fields: dict[str, Any]):
+        self.id = array_id
+        self.fields = fields
+        self.name: str = fields["name"]
+        self.kind: str = fields["kind"]
+        self.versioned: bool = fields["versioned"]
+        self.node: str = fields["node"]
+        self.dims: int = fields.get("dims", 0)
+        self.block_shape: tuple[int, ...] = tuple(fields.get("block_shape", ()))
+        self.channels: int | None = fields.get("channels")
+        self.dtype = np.dtype(fields["dtype"]) if "dtype" in fields else None
+        self.codec: str = fields.get("codec", "")
+        self.lossy = self.codec.startswith("jpeg")
+        self.fill = bytes.fromhex(fields.get("fill", ""))
+        self.block_nbytes = (
+            codecs.block_nbytes(self.dtype, self.block_shape, self.channels)
+            if self.dtype is not None
+            else 0
+        )
+
+    @property
+    def full_block_shape(self) -> tuple[int, ...]:
+        """Shape of a block's array: the channel axis, if any, last."""
+        return self.block_shape + ((self.channels,) if self.channels is not None else ())
+
+    @property
+    def fill_value(self) -> Any:
+        """The fill as a numpy scalar, or an array of one value per channel."""
+        values = np.frombuffer(self.fill, self.dtype)
+        return values[0] if self.channels is None else values
+
+
+def array_fields(
+    name: str,
+    dtype: Any,
+    dims: int,
+    *,
+    islabel3D: bool,  # noqa: N803 - the name is DICED's
+    lossycompression: bool,
+    versioned: bool,
+    block_shape: Any,
+    codec: str | None,
+    fill: Any,
+    voxel_size: Any,
+    units: Any,
+    channels: int | None,
+    kind: str | None,
+) -> dict[str, Any]:
+    """Check the arguments of ``create_array`` and return the stored description.
+
+    Raises
+    ------
+    InvalidError, UnsupportedError
+    """
+    if kind is None:
+        kind = "label" if islabel3D else "image"
+    if kind not in KINDS:
+        raise UnsupportedError(f"array kind {kind!r} is not known" + near_matches(kind, KINDS))
+    label = kind == "label"
+    if isinstance(dims, bool) or not isinstance(dims, int) or not 1 <= dims <= grid.MAX_DIMS:
+        raise InvalidError(f"array {name!r}: dims is 1 to {grid.MAX_DIMS}; got {dims!r}")
+    element = check_dtype(dtype)
+    if label and (dims != 3 or channels is not None):
+        raise InvalidError(f"array {name!r}: label arrays are 3-D without channels")
+    if label and element != np.uint64:
+        raise InvalidError(f"array {name!r}: label arrays hold uint64; got {element.name}")
+    if channels is not None and (
+        isinstance(channels, bool)
+        or not isinstance(channels, int)
+        or not 1 <= channels <= MAX_CHANNELS
+    ):
+        raise InvalidError(f"array {name!r}: channels is 1 to {MAX_CHANNELS}; got {channels!r}")
+    shape = (
+        grid.default_block_shape(dims)
+        if block_shape is None
+        else grid.check_block_shape(block_shape, dims)
+    )
+    size = codecs.block_nbytes(element, shape, channels)
+    if size > MAX_BLOCK_BYTES:
+        raise InvalidError(
+            f"array {name!r}: a block of shape {shape} has {size} bytes; at most {MAX_BLOCK_BYTES}"
+        )
+    if lossycompression and label:
+        raise InvalidError(f"array {name!r}: labels cannot be compressed with loss")
+    if codec is None:
+        codec = "label+lz4" if label else "jpeg" if lossycompression else "lz4"
+    if label != codec.startswith("label"):
+        raise InvalidError(f"array {name!r}: codec {codec!r} does not suit kind {kind!r}")
+    checked = codecs.get_codec(codec, element, shape, channels)
+    return {
+        "name": name,
+        "kind": kind,
+        "dtype": DTYPES[element.name],
+        "dims": dims,
+        "block_shape": list(shape),
+        "channels": channels,
+        "codec": checked.spec,
+        "fill": _fill(name, fill, element, channels).hex(),
+        "voxel_size": _per_axis(name, "voxel_size", voxel_size, dims, 1.0, float),
+        "units": _per_axis(name, "units", units, dims, "", str),
+        "versioned": bool(versioned),
+    }
+
+
+def _fill(name: str, fill: Any, dtype: np.dtype[Any], channels: int | None) -> bytes:
+    values = np.asarray(fill)
+    if values.shape not in ((), (channels,)):
+        raise InvalidError(
+            f"array {name!r}: fill is one value{'' if channels is None else ' per channel'};"
+            f" got shape {values.shape}"
+        )
+    element = cast(values, dtype, f"array {name!r}: fill")
+    return np.broadcast_to(element, (channels or 1,)).tobytes()
+
+
+def _per_axis(name: str, what: str, value: Any, dims: int, default: Any, make: Any) -> list[Any]:
+    if value is None:
+        return [default] * dims
+    items = [value] * dims if isinstance(value, (str, int, float)) else list(value)
+    if len(items) != dims:
+        raise InvalidError(f"array {name!r}: {what} needs {dims} entries, ZYX; got {items}")
+    try:
+        return [make(item) for item in items]
+    except (TypeError, ValueError):
+        raise InvalidError(f"array {name!r}: {what} {items} is not of {make.__name__}") from None
+
+
+def cast(values: np.ndarray, dtype: np.dtype[Any], what: str) -> np.ndarray:
+    """Return `values` as `dtype`, refusing to change what they say.
+
+    Widening and narrowing floats is allowed; an integer must fit, and a float stored as an
+    integer must be whole.
+
+    Raises
+    ------
+    InvalidError
+    """
+    if values.dtype == dtype:
+        return values
+    if values.dtype.kind not in "biuf":
+        raise InvalidError(f"{what}: {values.dtype} values cannot be stored as {dtype.name}")
+    if np.can_cast(values.dtype, dtype, "safe") or values.dtype.kind == dtype.kind == "f":
+        return values.astype(dtype)
+    with np.errstate(invalid="ignore", over="ignore"):
+        result = values.astype(dtype)
+        same = np.array_equal(result, values) and (
+            dtype.kind == "f" or bool(np.all((result < 0) == (values < 0)))
+        )
+    if not same:
+        wrong = values[result != values]
+        example = wrong.flat[0] if wrong.size else values.flat[0]
+        raise InvalidError(
+            f"{what}: {values.dtype} value {example} cannot be stored as {dtype.name}"
+        )
+    return result

@@ -1,0 +1,420 @@
+"""Stores: a location that holds repos."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from typing import Any
+
+from diced import keys, pool
+from diced.attrs import Attributes
+from diced.engine import open_engine
+from diced.errors import (
+    AlreadyExistsError,
+    AmbiguousError,
+    CorruptError,
+    DicedException,
+    InvalidError,
+    LocationError,
+    NotFoundError,
+    ReadOnlyError,
+    UnsupportedError,
+    near_matches,
+)
+from diced.history import History, check_name
+from diced.home import Home
+from diced.meta import Edits, Meta, Tables
+from diced.repo import FILES, META, DicedRepo
+from diced.versioned import Base, Lane, now
+
+FORMAT = 1
+FEATURES: frozenset[str] = frozenset()  # required features that this diced knows
+
+REPOS, INFO, DEAD = 0, 1, 2
+DURABILITIES = ("power", "process")
+
+
+class DicedStore:
+    """A store of versioned arrays, opened at a location and created there if need be.
+
+    Parameters
+    ----------
+    location : str or os.PathLike
+        A path, ``memory://`` or ``memory://name``.
+    port, rpcport, appdir : optional
+        As of old. Opening a location starts no server.
+    permissionfile : str, optional
+        Credentials file for a bucket; with it a bare bucket name means ``gs://``.
+    readonly : bool
+        Refuse every change, and creation.
+    create : bool
+        Create the store if the location holds none.
+    durability : str
+        ``power``: data is on the disk when a write returns. ``process``: it survives the death
+        of the process, not of the machine.
+    threads : int, optional
+        Threads for large reads and writes.
+    cache_bytes : int
+        Memory for index pages, per repo.
+    user : str, optional
+        Recorded in commits; the login name by default.
+
+    Raises
+    ------
+    LocationError, AccessError, UnsupportedError
+    """
+
+    def __init__(
+        self,
+        location: str | os.PathLike[str],
+        port: int | None = None,
+        rpcport: int | None = None,
+        permissionfile: str | None = None,
+        appdir: str | None = None,
+        *,
+        readonly: bool = False,
+        create: bool = True,
+        durability: str = "power",
+        threads: int | None = None,
+        cache_bytes: int = 64 * 2**20,
+        user: str | None = None,
+    ):
+        if durability not in DURABILITIES:
+            raise InvalidError(f"durability is one of {DURABILITIES}; got {durability!r}")
+        if threads is not None and threads < 1:
+            raise InvalidError(f"threads is at least 1; got {threads}")
+        if port is not None or rpcport is not None:
+            raise UnsupportedError("this version of diced has no server to start at a port")
+        url = os.fspath(location)
+        if permissionfile is not None and "/" not in url:
+            url = f"gs://{url}"
+        self.readonly = readonly
+        self.threads = threads or pool.default_threads()
+        self.durability = durability
+        self.cache_bytes = cache_bytes
+        self.user = user if user is not None else _login_name()
+        self.engine = open_engine(
+            url, durability=durability, readonly=readonly, create=create and not readonly
+        )
+        self.url = self.engine.url
+        try:
+            self.uuid = self._open(create and not readonly)
+        except DicedException:
+            self.engine.close()
+            raise
+        self._home = Home(self.engine, keys.STORE_HOME, cache_bytes)
+        lane = Lane(self._home, keys.META_LANE, keys.NO_NODE, Base(), journal=False)
+        self._meta = Meta(lane, (REPOS, INFO, DEAD))
+        self._lock = threading.Lock()
+        self._histories: dict[str, History] = {}
+        if not readonly and self._meta.read()[1][DEAD]:
+            self._sweep_later()
+
+    def _open(self, create: bool) -> str:
+        """Return the store's UUID, after making or checking ``diced.json``."""
+        if not self.engine.exists(keys.STORE_FILE):
+            if not create:
+                raise LocationError(f"{self.url} holds no diced store")
+            if next(iter(self.engine.list("")), None) is not None:
+                raise LocationError(f"{self.url} is neither a diced store nor empty")
+            fields = {"format": FORMAT, "store": keys.new_uuid(), "required": [], "created": now()}
+            data = json.dumps(fields, sort_keys=True, indent=1).encode()
+            # False: another process made the store in this moment; then its file counts.
+            self.engine.put_if_absent(keys.STORE_FILE, data, os.urandom(16))
+        try:
+            fields = json.loads(self.engine.get(keys.STORE_FILE))
+            found, uuid, required = fields["format"], fields["store"], set(fields["required"])
+        except (ValueError, KeyError, TypeError):
+            raise CorruptError(f"{self.url}: {keys.STORE_FILE} is not what diced writes") from None
+        if found != FORMAT or required - FEATURES:
+            raise UnsupportedError(
+                f"{self.url} has format {found} with features {sorted(required)};"
+                f" this diced reads format {FORMAT} with {sorted(FEATURES)}"
+            )
+        return str(uuid)
+
+    # -- repos -----------------------------------------------------------------------------
+
+    def create_repo(self, name: str, description: str = "") -> DicedRepo:
+        """Create a repo and return it at its root version.
+
+        Raises
+        ------
+        AlreadyExistsError, InvalidError, ReadOnlyError
+        """
+        self._check_writable()
+        check_name("repo", name)
+        if name in self._names():
+            raise AlreadyExistsError(f"a repo {name!r} exists already in {self.url}")
+        repo_id, uuid = keys.new_id(), keys.new_uuid()
+        history = self._history(repo_id)
+        hidden = [{"name": each, "kind": "keyvalue", "versioned": True} for each in (META, FILES)]
+        history.found(uuid, hidden)
+        fields = {
+            "name": name, "uuid": uuid, "description": str(description),
+            "created": now(), "user": self.user,
+        }  # fmt: skip
+
+        def edit(tables: Tables, _number: int) -> Edits:
+            if any(each["name"] == name for each in tables[REPOS].values()):
+                # What was founded is unreachable; the sweep takes it.
+                return [(DEAD, repo_id.encode(), name)]
+            return [(REPOS, repo_id.encode(), fields)]
+
+        self._meta.transact(edit, op=f"create repo {name}", user=self.user)
+        if repo_id.encode() not in self._repos():
+            raise AlreadyExistsError(f"a repo {name!r} exists already in {self.url}")
+        return DicedRepo(self, repo_id, history, history.view().dag.root.id, False)
+
+    def open_repo(
+        self,
+        name: str | None = None,
+        uuid: str | None = None,
+        readonly: bool | None = None,
+        version: str | None = None,
+    ) -> DicedRepo:
+        """Open a repo.
+
+        Parameters
+        ----------
+        name : str, optional
+            Name of the repo, or a UUID or prefix as for `uuid`. Opens at the root version.
+        uuid : str, optional
+            UUID, prefix or tag of any version of any repo. Opens at that version.
+        readonly : bool, optional
+        version : str, optional
+            Version to go to in the repo: UUID, prefix, branch, tag.
+
+        Raises
+        ------
+        NotFoundError, AmbiguousError
+        """
+        if (name is None) == (uuid is None):
+            raise InvalidError("open_repo takes either a name or a uuid")
+        names = self._names()
+        if name is not None and name in names:
+            repo_id = names[name]
+            node_id = self._history(repo_id).view().dag.root.id
+        else:
+            repo_id, node_id = self._find(str(uuid or name), names)
+        history = self._history(repo_id)
+        repo = DicedRepo(
+            self, repo_id, history, node_id, self.readonly if readonly is None else readonly
+        )
+        if version is not None:
+            repo.change_version(version)
+        return repo
+
+    def _find(self, spec: str, names: dict[str, str]) -> tuple[str, str]:
+        """Find the repo and node of a UUID, prefix or tag."""
+        found = []
+        for repo_id in names.values():
+            dag = self._history(repo_id).view().dag
+            if dag.has_uuid(spec):
+                return repo_id, dag.resolve(spec).id
+            found += [
+                (repo_id, node.id, node.uuid)
+                for node in dag.nodes.values()
+                if spec and node.uuid.startswith(spec)
+            ]
+        if len(found) > 1:
+            raise AmbiguousError(
+                f"{spec!r} is ambiguous: it begins {len(found)} UUIDs, "
+                + ", ".join(sorted(each[2] for each in found)[:4])
+            )
+        if not found:
+            raise NotFoundError(
+                f"no repo or version {spec!r} in {self.url}" + near_matches(spec, names)
+            )
+        return found[0][0], found[0][1]
+
+    def list_repos(self) -> list[tuple[str, str]]:
+        """Return (name, UUID of the root version) of every repo, by name."""
+        return sorted((each["name"], each["uuid"]) for each in self._repos().values())
+
+    def get_repouuid(self, name: str) -> str:
+        """Return the UUID of a repo's root version."""
+        return str(self._repo_fields(self._repo_id(name))["uuid"])
+
+    def repo_info(self, name: str) -> dict[str, Any]:
+        """Return a repo's name, uuid, description, created and user."""
+        return dict(self._repo_fields(self._repo_id(name)))
+
+    def rename_repo(self, name: str, new_name: str) -> None:
+        """Give a repo another name."""
+        check_name("repo", new_name)
+
+        def change(fields: dict[str, Any], tables: Tables) -> None:
+            if any(each["name"] == new_name for each in tables[REPOS].values()):
+                raise AlreadyExistsError(f"a repo {new_name!r} exists already in {self.url}")
+            fields["name"] = new_name
+
+        self._edit_repo(name, change, f"rename repo {name} to {new_name}")
+
+    def describe_repo(self, name: str, description: str) -> None:
+        """Replace a repo's description."""
+        self._edit_repo(
+            name,
+            lambda fields, _tables: fields.update(description=str(description)),
+            f"describe repo {name}",
+        )
+
+    def _edit_repo(self, name: str, change: Any, op: str) -> None:
+        self._check_writable()
+        key = self._repo_id(name).encode()
+
+        def edit(tables: Tables, _number: int) -> Edits:
+            if key not in tables[REPOS]:
+                raise NotFoundError(f"repo {name!r} was deleted")
+            fields = dict(tables[REPOS][key])
+            change(fields, tables)
+            return [(REPOS, key, fields)]
+
+        self._meta.transact(edit, op=op, user=self.user)
+
+    def delete_repo(self, name: str) -> None:
+        """Delete a repo with all its versions. It is invisible at once; this cannot be undone.
+
+        Its bytes are removed in the background, by this process or any later one that opens the
+        store for writing; `sweep` does it now.
+        """
+        self._check_writable()
+        key = self._repo_id(name).encode()
+
+        def edit(tables: Tables, _number: int) -> Edits:
+            if key not in tables[REPOS]:
+                raise NotFoundError(f"repo {name!r} was deleted already")
+            return [(REPOS, key, None), (DEAD, key, tables[REPOS][key]["name"])]
+
+        self._meta.transact(edit, op=f"delete repo {name}", user=self.user)
+        self._histories.pop(key.decode(), None)
+        self._sweep_later()
+
+    def sweep(self) -> int:
+        """Remove what deleted repos and arrays left. Resumable. Returns objects removed."""
+        self._check_writable()
+        removed = 0
+        for key in list(self._meta.read()[1][DEAD]):
+            prefix = keys.repo_home(key.decode())
+            for each in list(self.engine.list(prefix)):
+                self.engine.delete(each)
+                removed += 1
+            self._meta.transact(
+                lambda _tables, _number, key=key: [(DEAD, key, None)],  # type: ignore[misc]
+                op="swept repo",
+                user=self.user,
+            )
+        for repo_id in self._names().values():
+            removed += self._history(repo_id).sweep()
+        return removed
+
+    def _sweep_later(self) -> None:
+        thread = threading.Thread(target=self._sweep_quietly, name="diced-sweep", daemon=True)
+        thread.start()
+
+    def _sweep_quietly(self) -> None:
+        try:
+            self.sweep()
+        except DicedException:
+            return  # closed, or refused: the next opening for writing goes on with it
+
+    # -- information -----------------------------------------------------------------------
+
+    @property
+    def info(self) -> Attributes:
+        """JSON about the store as a whole, such as the organisation it belongs to."""
+
+        def read() -> dict[str, Any]:
+            return {key.decode(): value[0] for key, value in self._meta.read()[1][INFO].items()}
+
+        def edit(change: Any) -> None:
+            self._check_writable()
+
+            def edits(tables: Tables, _number: int) -> Edits:
+                old = {key.decode(): value[0] for key, value in tables[INFO].items()}
+                new = change(dict(old))
+                gone: Edits = [(INFO, key.encode(), None) for key in old if key not in new]
+                # The value None would read as a deletion, so values are wrapped in a list.
+                return gone + [(INFO, key.encode(), [new[key]]) for key in new]
+
+            self._meta.transact(edits, op="info", user=self.user)
+
+        return Attributes(f"store {self.url}", read, edit)
+
+    def __repr__(self) -> str:
+        mode = " read-only" if self.readonly else ""
+        return f"<DicedStore {self.url}{mode}>"
+
+    # -- for repos -------------------------------------------------------------------------
+
+    def _repos(self) -> dict[bytes, Any]:
+        return self._meta.read()[1][REPOS]
+
+    def _names(self) -> dict[str, str]:
+        return {each["name"]: key.decode() for key, each in self._repos().items()}
+
+    def _repo_id(self, name: str) -> str:
+        names = self._names()
+        if name not in names:
+            return self._find(name, names)[0]
+        return names[name]
+
+    def _repo_fields(self, repo_id: str) -> dict[str, Any]:
+        fields: dict[str, Any] | None = self._repos().get(repo_id.encode())
+        if fields is None:
+            raise NotFoundError(f"the repo was deleted from {self.url}")
+        return fields
+
+    def _history(self, repo_id: str) -> History:
+        with self._lock:
+            found = self._histories.get(repo_id)
+            if found is None:
+                home = Home(self.engine, keys.repo_home(repo_id), self.cache_bytes)
+                found = self._histories[repo_id] = History(home, self.user)
+            return found
+
+    def _reopen_repo(self, root: str, version: str, readonly: bool) -> DicedRepo:
+        return self.open_repo(uuid=root, version=version, readonly=readonly)
+
+    def _check_writable(self) -> None:
+        if self.readonly:
+            raise ReadOnlyError(f"{self.url} was opened read-only")
+
+    def close(self) -> None:
+        """Close files. Nothing is lost without it: what was acknowledged is stored."""
+        for history in self._histories.values():
+            history.home.close()
+        self._home.close()
+        self.engine.close()
+
+    def _shutdown_store(self) -> None:
+        """Close, under the name of old."""
+        self.close()
+
+    def __enter__(self) -> DicedStore:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        options = {
+            "readonly": self.readonly, "durability": self.durability, "threads": self.threads,
+            "cache_bytes": self.cache_bytes, "user": self.user,
+        }  # fmt: skip
+        return _reopen, (self.url, options)
+
+
+def _reopen(url: str, options: dict[str, Any]) -> DicedStore:
+    return DicedStore(url, create=False, **options)
+
+
+def _login_name() -> str:
+    """Return the login name from the user database; only the command line reads environments."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())

@@ -1,0 +1,551 @@
+"""One lane at one version node: the fold of its commit log over the parent's index trees.
+
+A lane maps (space, key) to an entry: a pointer to a frame, small inline bytes, or nothing. At an
+open node the state is fold(base roots, records 1..N); at a locked node it is the final roots and
+no log is read. Readers take a `State`, which fixes one N, and never block writers.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from diced import grid, index, keys, log
+from diced.errors import CorruptError, EngineError, LockedError, ReadOnlyError
+from diced.home import Home
+from diced.log import CommitLog, Delta, Entry, Pointer, Reads, Record
+from diced.segment import COMMIT, frame_header
+
+Roots = dict[int, Pointer]
+
+# Records and delta entries after which a committer writes a snapshot. Metadata lanes fold sooner:
+# their records are small and every opening reads the tail.
+SNAPSHOT_RECORDS = 1024
+SNAPSHOT_ENTRIES = 65536
+META_SNAPSHOT_RECORDS = 128
+# Sections larger than this go to a COMMIT frame and the record only points there.
+INLINE_BODY = 48 * 1024
+# How many recent deltas are kept to tell which keys a newer record touched.
+RECENT = 4096
+
+
+class Base:
+    """What a lane's log is folded over: the parent's roots, and the box written so far."""
+
+    __slots__ = ("box", "roots")
+
+    def __init__(self, roots: Roots | None = None, box: grid.Box | None = None):
+        self.roots = roots or {}
+        self.box = box
+
+    @classmethod
+    def parse(cls, fields: dict[str, Any]) -> Base:
+        """Read the form stored in snapshots and lock objects."""
+        roots = {int(space): tuple(root) for space, root in fields["roots"].items()}
+        return cls(roots, parse_box(fields["box"]))  # type: ignore[arg-type]
+
+    def fields(self) -> dict[str, Any]:
+        """Return the stored form."""
+        return {"roots": {str(s): list(r) for s, r in self.roots.items()}, "box": self.box}
+
+
+def parse_box(box: Any) -> grid.Box | None:
+    """Return a box from its JSON form."""
+    return (tuple(box[0]), tuple(box[1])) if box else None
+
+
+class _Overlay:
+    """Deltas newer than the roots. Append-only: a value carries its record number, so a reader
+    with an older N passes over newer ones and never sees half a record."""
+
+    __slots__ = ("chains", "ordered")
+
+    def __init__(self) -> None:
+        self.chains: dict[int, dict[bytes, Any]] = {}
+        self.ordered: dict[int, list[bytes]] = {}
+
+    def add(self, number: int, delta: Delta) -> None:
+        for space, changes in delta.items():
+            chain = self.chains.setdefault(space, {})
+            for key, entry in changes.items():
+                chain[key] = (number, entry, chain.get(key))
+
+    def get(self, space: int, key: bytes, number: int) -> tuple[bool, Entry | None]:
+        """Return (found, entry) as of record `number`."""
+        link = self.chains.get(space, {}).get(key)
+        while link is not None and link[0] > number:
+            link = link[2]
+        return (False, None) if link is None else (True, link[1])
+
+    def names(self, space: int) -> list[bytes]:
+        """Return the space's keys in order; sorted again only after new keys came."""
+        chain = self.chains.get(space, {})
+        ordered = self.ordered.get(space, [])
+        if len(ordered) != len(chain):
+            ordered = sorted(list(chain))
+            self.ordered[space] = ordered
+        return ordered
+
+    def items(self, space: int, number: int) -> list[tuple[bytes, Entry | None]]:
+        """Return the space's changes as of `number`, in key order."""
+        found = []
+        for key in self.names(space):
+            present, entry = self.get(space, key, number)
+            if present:
+                found.append((key, entry))
+        return found
+
+    def __len__(self) -> int:
+        return sum(len(chain) for chain in self.chains.values())
+
+
+class State:
+    """A lane as of one record number. Immutable; every read of one call uses one State.
+
+    Attributes
+    ----------
+    number : int
+        The last record folded in; 0 when nothing was written at this node.
+    box : grid.Box or None
+        Union of the boxes that records wrote here and at ancestors.
+    locked : bool
+    """
+
+    __slots__ = ("box", "locked", "number", "overlay", "roots")
+
+    def __init__(
+        self,
+        number: int,
+        roots: Roots,
+        overlay: _Overlay,
+        box: grid.Box | None,
+        locked: bool,
+    ):
+        self.number = number
+        self.roots = roots
+        self.overlay = overlay
+        self.box = box
+        self.locked = locked
+
+
+class Change:
+    """What one commit does.
+
+    Attributes
+    ----------
+    delta : Delta
+    reads : Reads or None
+        Keys this change was merged against. None: it depends on the whole lane.
+    box : grid.Box or None
+    segments : set of int
+        Segments that hold its frames.
+    """
+
+    __slots__ = ("box", "delta", "reads", "segments")
+
+    def __init__(
+        self,
+        delta: Delta,
+        reads: Reads | None = None,
+        box: grid.Box | None = None,
+        segments: set[int] | None = None,
+    ):
+        self.delta = delta
+        self.reads = reads
+        self.box = box
+        self.segments = segments or set()
+
+
+# Called with the current state and, after a lost race, the keys of `reads` that changed (None:
+# build everything). Returns None when there is nothing to commit.
+Prepare = Callable[[State, "dict[int, set[bytes]] | None"], "Change | None"]
+
+
+class Lane:
+    """One lane at one node, shared by all handles of a process.
+
+    Parameters
+    ----------
+    home : Home
+    lane_id, node_id : str
+    base : Base
+        Where the fold begins: what the parent's lock object says.
+    final : bool
+        The node is locked and `base` is its own final state.
+    journal : bool
+        Write a COMMIT frame for every record, so that segments alone can rebuild the index.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        lane_id: str,
+        node_id: str,
+        base: Base,
+        *,
+        final: bool = False,
+        journal: bool = True,
+    ):
+        self.home = home
+        self.id = lane_id
+        self.node_id = node_id
+        self.base = base
+        self.journal = journal
+        self.log = CommitLog(home.engine, keys.lane(home.prefix, lane_id, node_id))
+        self.lane_bytes = bytes.fromhex(lane_id) if journal else b"\0" * 8
+        self._snapshot_records = SNAPSHOT_RECORDS if journal else META_SNAPSHOT_RECORDS
+        self.renew_locks()
+        self._recent: dict[int, Delta] = {}
+        self._txids: list[str] = []
+        self._snapshot_number = 0
+        self._snapshot_backoff = 0
+        self._state: State | None = None
+        if final:
+            self._state = State(0, base.roots, _Overlay(), base.box, True)
+        _LANES.add(self)
+
+    def renew_locks(self) -> None:
+        """Make the locks anew: at birth and after a fork."""
+        self._fresh = threading.Lock()
+        self._turn = threading.Lock()
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def refresh(self) -> State:
+        """Return the state that includes every record acknowledged before this call."""
+        state = self._state
+        if state is not None and (state.locked or not self.log.has(state.number + 1)):
+            return state
+        with self._fresh:
+            return self._catch_up()
+
+    def _catch_up(self) -> State:
+        state = self._state
+        if state is None:
+            state = self._open()
+        tail = self.log.tail(state.number)
+        if tail - state.number > 4 * self._snapshot_records:
+            state = self._open()  # far behind: the newest snapshot is nearer
+        for number in range(state.number + 1, tail + 1):
+            if state.locked:
+                raise CorruptError(f"{self.log.prefix}: a record follows the lock")
+            state = self._fold_in(state, number, self._whole(self.log.read(number)))
+        self._state = state
+        if len(state.overlay) > 2 * SNAPSHOT_ENTRIES:
+            self._state = state = self._rebase(state)
+        return state
+
+    def _open(self) -> State:
+        snapshot = self.log.newest_snapshot()
+        if snapshot is None:
+            self._snapshot_number, self._txids = 0, []
+            return State(0, self.base.roots, _Overlay(), self.base.box, False)
+        number = snapshot.head["number"]
+        base = Base.parse(snapshot.head)
+        self._snapshot_number, self._txids = number, []
+        return State(number, base.roots, _Overlay(), base.box, False)
+
+    def _rebase(self, state: State) -> State:
+        """Move onto the newest snapshot, so that the overlay of a long-lived reader stays small."""
+        snapshot = self.log.newest_snapshot(at_most=state.number)
+        if snapshot is None or snapshot.head["number"] <= self._snapshot_number:
+            return state
+        number = snapshot.head["number"]
+        if any(each not in self._recent for each in range(number + 1, state.number + 1)):
+            return state
+        overlay = _Overlay()
+        for each in range(number + 1, state.number + 1):
+            overlay.add(each, self._recent[each])
+        self._txids = self._txids[number - self._snapshot_number :]
+        self._snapshot_number = number
+        roots = Base.parse(snapshot.head).roots
+        return State(state.number, roots, overlay, state.box, state.locked)
+
+    def _whole(self, record: Record) -> Record:
+        """Return a record with its sections, fetched from the COMMIT frame if they are there."""
+        body = record.head.get("body")
+        if body is None:
+            return record
+        frame = self.home.read_frame(tuple(body))
+        inner = Record.decode(bytes(frame.payload), f"commit frame of {self.log.prefix}")
+        if inner.head["txid"] != record.head["txid"]:
+            raise CorruptError(f"{self.log.prefix}: a record points to another commit's frame")
+        record.delta, record.reads = inner.delta, inner.reads
+        return record
+
+    def _fold_in(self, state: State, number: int, record: Record) -> State:
+        state.overlay.add(number, record.delta)
+        self._recent[number] = record.delta
+        self._recent.pop(number - RECENT, None)
+        self._txids.append(record.head["txid"])
+        box = grid.union(state.box, parse_box(record.head.get("box")))
+        return State(number, state.roots, state.overlay, box, record.type == log.LOCK)
+
+    def get(self, state: State, space: int, key: bytes) -> Entry | None:
+        """Return the entry of one key, or None."""
+        found, entry = state.overlay.get(space, key, state.number)
+        if found:
+            return entry
+        return index.get(self.home.load, state.roots.get(space), key)
+
+    def get_many(
+        self, state: State, space: int, names: Sequence[bytes]
+    ) -> list[Entry | None]:
+        """Return the entries of keys given in ascending order."""
+        chain = state.overlay.chains.get(space)
+        root = state.roots.get(space)
+        if not chain:
+            return index.get_many(self.home.load, root, names)
+        found = [state.overlay.get(space, name, state.number) for name in names]
+        if root is None or all(each[0] for each in found):
+            return [each[1] for each in found]
+        missing = [name for name, each in zip(names, found, strict=True) if not each[0]]
+        rest = iter(index.get_many(self.home.load, root, missing))
+        return [each[1] if each[0] else next(rest) for each in found]
+
+    def scan(
+        self, state: State, space: int, start: bytes = b"", stop: bytes | None = None
+    ) -> Iterator[tuple[bytes, Entry]]:
+        """Yield (key, entry) of ``start <= key < stop`` in order, reading only pages in range."""
+        base = index.scan(self.home.load, state.roots.get(space), start, stop)
+        names = state.overlay.names(space)
+        low = bisect.bisect_left(names, start)
+        high = len(names) if stop is None else bisect.bisect_left(names, stop)
+        recent: Iterator[tuple[bytes, Entry | None]] = (
+            (names[i], entry)
+            for i in range(low, high)
+            for present, entry in [state.overlay.get(space, names[i], state.number)]
+            if present
+        )
+        yield from _merge(base, recent)
+
+    def changes_since(self, state: State, number: int) -> list[Delta] | None:
+        """Return the deltas of records `number` + 1 to the state's, or None if too long ago."""
+        try:
+            return [self._recent[n] for n in range(number + 1, state.number + 1)]
+        except KeyError:
+            return None
+
+    def records(self) -> Iterator[tuple[int, Record]]:
+        """Yield every record of this node from 1, heads only where the body is in a segment."""
+        for number in range(1, self.log.tail(0) + 1):
+            yield number, self.log.read(number)
+
+    def whole_records(self) -> Iterator[tuple[int, Record]]:
+        """Yield every record with its sections."""
+        for number, record in self.records():
+            yield number, self._whole(record)
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def commit(self, prepare: Prepare, *, op: str, user: str) -> int:
+        """Commit one change; return its record number (the current one if there is none).
+
+        `prepare` runs first outside all locks, and again only for keys that another writer has
+        changed meanwhile (invariant I4).
+
+        Raises
+        ------
+        LockedError
+            The node was locked first.
+        ReadOnlyError
+        """
+        if self.home.engine.readonly:
+            raise ReadOnlyError("the store was opened read-only")
+        state = self.refresh()
+        self._check_open(state)
+        change = prepare(state, None)
+        if change is None:
+            return state.number
+        with self._turn:
+            ready = self._stage(state, change, op, user)
+            lost = 0
+            while True:
+                # A writer that lost once queues for its turn: a hint that keeps contention fair.
+                with self._queue(lost):
+                    newer = self.refresh()
+                    self._check_open(newer)
+                    touched = self._touched(change, state.number, newer)
+                    state = newer
+                    if touched != {}:
+                        change = prepare(state, touched)
+                        if change is None:
+                            return state.number
+                        ready = self._stage(state, change, op, user)
+                    data, record = ready
+                    if self.log.put(state.number + 1, data, record.head["txid"]):
+                        self._published(state.number + 1, record)
+                        return state.number + 1
+                lost += 1
+
+    def _check_open(self, state: State) -> None:
+        if state.locked:
+            raise LockedError(f"version node {self.node_id} is locked")
+
+    def _queue(self, lost: int) -> contextlib.AbstractContextManager[Any]:
+        return self.home.engine.turn(self.log.prefix) if lost else contextlib.nullcontext()
+
+    def _touched(
+        self, change: Change, number: int, newer: State
+    ) -> dict[int, set[bytes]] | None:
+        """Return which of a change's reads later records wrote; {} is none, None is unknown."""
+        if newer.number == number:
+            return {}
+        deltas = self.changes_since(newer, number)
+        if change.reads is None or deltas is None:
+            return None
+        touched: dict[int, set[bytes]] = {}
+        for space, names in change.reads.items():
+            written = set().union(*(delta.get(space, {}).keys() for delta in deltas))
+            hit = written.intersection(names)
+            if hit:
+                touched[space] = hit
+        return touched
+
+    def _stage(
+        self, state: State, change: Change, op: str, user: str
+    ) -> tuple[bytes, Record]:
+        """Make a change's frames durable (I2) and return its record, encoded and whole."""
+        head = {
+            "txid": log.new_txid(),
+            "node": self.node_id,
+            "base": state.number,
+            "durability": self.home.engine.durability,
+            "user": user,
+            "time": now(),
+            "op": op,
+            "box": change.box,
+        }
+        record = Record(log.DATA, head, change.delta, change.reads)
+        body = record.encode()
+        segments = set(change.segments)
+        data = body
+        if self.journal or len(body) > INLINE_BODY:
+            header = frame_header(COMMIT, 0, 0, 0, self.lane_bytes, b"", len(body), body)
+            segment, offset = self.home.writer.append([header, body])
+            segments.add(segment)
+            if len(body) > INLINE_BODY:
+                pointer = (segment, offset, len(header) + len(body))
+                data = Record(log.DATA, {**head, "body": pointer}).encode()
+        self.home.writer.sync(list(segments))
+        return data, record
+
+    def _published(self, number: int, record: Record) -> None:
+        with self._fresh:
+            state = self._state
+            assert state is not None
+            if state.number == number - 1:
+                self._state = state = self._fold_in(state, number, record)
+            else:
+                state = self._catch_up()
+            if self._snapshot_due(state):
+                try:
+                    self._snapshot(state)
+                except EngineError:
+                    # Derived data: this commit stands without it and the next writer tries again.
+                    self._snapshot_backoff = state.number + self._snapshot_records // 8
+
+    def _snapshot_due(self, state: State) -> bool:
+        since = state.number - self._snapshot_number
+        return state.number >= self._snapshot_backoff and (
+            since >= self._snapshot_records or len(state.overlay) >= SNAPSHOT_ENTRIES
+        )
+
+    def _snapshot(self, state: State) -> None:
+        state = self._rebase(state)  # another process may have written one
+        self._state = state
+        if not self._snapshot_due(state):
+            return
+        base = self.fold(state)
+        head = {
+            **base.fields(),
+            "number": state.number,
+            "previous": self._snapshot_number,
+            "txids": self._txids,
+            "txid": log.new_txid(),
+        }
+        self.log.put_snapshot(state.number, Record(log.SNAPSHOT, head))
+        self._snapshot_number, self._txids = state.number, []
+        self._state = State(state.number, base.roots, _Overlay(), state.box, state.locked)
+
+    def fold(self, state: State) -> Base:
+        """Write the pages of a state's trees and return their roots."""
+        pack = self.home.new_pack()
+        roots = dict(state.roots)
+        for space in state.overlay.chains:
+            changes = state.overlay.items(space, state.number)
+            root = index.apply(self.home.load, roots.pop(space, None), changes, pack)
+            if root is not None:
+                roots[space] = root
+        self.home.write_pack(pack)
+        return Base(roots, state.box)
+
+    def lock(self, user: str) -> State:
+        """End this lane at this node: append its LOCK record, which lists all txids in order."""
+        txid = log.new_txid()
+        with self._turn:
+            while True:
+                state = self.refresh()
+                if state.locked:
+                    return state
+                with self._fresh:
+                    state = self._catch_up()
+                    head = {
+                        "txid": txid,
+                        "base": state.number,
+                        "user": user,
+                        "time": now(),
+                        "op": "lock",
+                        "previous": self._snapshot_number,
+                        "txids": list(self._txids),
+                    }
+                if state.locked:
+                    return state
+                record = Record(log.LOCK, head)
+                if self.log.put(state.number + 1, record.encode(), txid):
+                    return self.refresh()
+
+
+def now() -> str:
+    """Return the time as RFC 3339 in UTC. For people only: nothing is ordered by it."""
+    seconds = time.time()
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    return f"{stamp}.{int(seconds % 1 * 1e6):06d}Z"
+
+
+def _merge(
+    base: Iterator[tuple[bytes, Entry]], recent: Iterator[tuple[bytes, Entry | None]]
+) -> Iterator[tuple[bytes, Entry]]:
+    """Merge two key-ordered streams; `recent` wins and its None hides."""
+    old = next(base, None)
+    new = next(recent, None)
+    while old is not None or new is not None:
+        if new is None or (old is not None and old[0] < new[0]):
+            assert old is not None
+            yield old
+            old = next(base, None)
+            continue
+        if old is not None and old[0] == new[0]:
+            old = next(base, None)
+        if new[1] is not None:
+            yield new[0], new[1]
+        new = next(recent, None)
+
+
+_LANES: weakref.WeakSet[Lane] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    # A lock that another thread of the parent held would never be released here.
+    for lane in list(_LANES):
+        lane.renew_locks()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,85 @@
+"""Slow twins of the kernels, written from the formats; the tests compare the two."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+
+# --- label blocks --------------------------------------------------------------------------------
+
+
+def label_encode_reference(volume: np.ndarray) -> bytes:
+    """Return DVID's compressed label block of a (z, y, x) uint64 volume."""
+    gz, gy, gx = (side // 8 for side in volume.shape)
+    table: dict[int, int] = {}
+    counts, indices, values = [], [], []
+    for z, y, x in np.ndindex(gz, gy, gx):
+        flat = volume[8 * z : 8 * z + 8, 8 * y : 8 * y + 8, 8 * x : 8 * x + 8].ravel()
+        local: dict[int, int] = {}
+        positions = [local.setdefault(int(label), len(local)) for label in flat]
+        counts.append(len(local))
+        indices += [table.setdefault(label, len(table)) for label in local]
+        bits = (len(local) - 1).bit_length()
+        if bits:
+            digits = "".join(f"{position:0{bits}b}" for position in positions)
+            values.append(int(digits, 2).to_bytes(64 * bits, "big"))
+    head = struct.pack("<4I", gx, gy, gz, len(table)) + struct.pack(f"<{len(table)}Q", *table)
+    if len(table) == 1:
+        return head
+    return b"".join(
+        [
+            head,
+            struct.pack(f"<{len(counts)}H", *counts),
+            struct.pack(f"<{len(indices)}I", *indices),
+            *values,
+        ]
+    )
+
+
+def label_decode_reference(payload: bytes, shape: tuple[int, int, int]) -> np.ndarray:
+    """Return the volume of a compressed label block; ValueError when it is not one."""
+    rest = memoryview(bytes(payload))
+
+    def take(dtype: str, count: int) -> np.ndarray:
+        nonlocal rest
+        size = np.dtype(dtype).itemsize * count
+        if size > len(rest):
+            raise ValueError(f"{size} bytes wanted, {len(rest)} left")
+        part, rest = rest[:size], rest[size:]
+        return np.frombuffer(part, dtype)
+
+    gx, gy, gz, labels = (int(word) for word in take("<u4", 4))
+    if (8 * gz, 8 * gy, 8 * gx) != tuple(shape):
+        raise ValueError("another shape")
+    if not 1 <= labels <= 512 * gz * gy * gx:
+        raise ValueError(f"{labels} labels")
+    table = take("<u8", labels)
+    volume = np.zeros(shape, np.uint64)
+    if labels == 1:
+        volume[:] = table[0]
+    else:
+        counts = [int(count) for count in take("<u2", gz * gy * gx)]
+        if max(counts) > 512:
+            raise ValueError("more labels than voxels")
+        indices = take("<u4", sum(counts)).astype(np.int64)
+        if (indices >= labels).any():
+            raise ValueError("index past the table")
+        end = 0
+        for count, (z, y, x) in zip(counts, np.ndindex(gz, gy, gx), strict=True):
+            local = table[indices[end : end + count]]
+            end += count
+            if count == 0:
+                continue
+            bits = (count - 1).bit_length()
+            weights = 1 << np.arange(bits)[::-1]
+            digits = np.unpackbits(take("u1", 64 * bits)).reshape(512, bits)
+            positions = digits @ weights
+            if (positions >= count).any():
+                raise ValueError("value past the local list")
+            volume[8 * z : 8 * z + 8, 8 * y : 8 * y + 8, 8 * x : 8 * x + 8] = local[
+                positions
+            ].reshape(8, 8, 8)
+    if len(rest):
+        raise ValueError(f"{len(rest)} bytes too many")
+    return volume
