@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -83,3 +85,57 @@ def label_decode_reference(payload: bytes, shape: tuple[int, int, int]) -> np.nd
     if len(rest):
         raise ValueError(f"{len(rest)} bytes too many")
     return volume
+
+
+# --- blocks --------------------------------------------------------------------------------------
+
+
+def copy_reference(src: np.ndarray, dst: np.ndarray) -> None:
+    """Copy item by item."""
+    for index in np.ndindex(src.shape):
+        dst[index] = src[index]
+
+
+def constant_reference(src: np.ndarray, unit: int = 1) -> bytes | None:
+    """Return the one element (the last axis, if `unit` exceeds 1) that `src` repeats."""
+    data = np.ascontiguousarray(src).tobytes()
+    size = src.itemsize * unit
+    elements = {data[i : i + size] for i in range(0, len(data), size)}
+    return elements.pop() if len(elements) == 1 else None
+
+
+def partition_reference(
+    lo: Sequence[int], hi: Sequence[int], shape: Sequence[int]
+) -> list[tuple[tuple[int, ...], ...]]:
+    """Return (coords, begin, count, out, whole) of each block that the box meets, in C order."""
+    axes = []
+    for low, high, size in zip(lo, hi, shape, strict=True):
+        parts = []
+        for block in range(low // size, (high - 1) // size + 1) if high > low else ():
+            voxels = range(max(low, block * size), min(high, (block + 1) * size))
+            parts.append((block, voxels[0] - block * size, len(voxels), voxels[0] - low))
+        axes.append(parts)
+    rows = []
+    for row in itertools.product(*axes):
+        coords, begin, count, out = zip(*row, strict=True)
+        rows.append((coords, begin, count, out, (int(count == tuple(shape)),)))
+    return rows
+
+
+def morton_reference(coords: Sequence[int]) -> bytes:
+    """Return the key of one block: biased, interleaved from the highest bit, axis 0 first."""
+    digits = [f"{value + 2**31:032b}" for value in coords]
+    return int("".join(map("".join, zip(*digits, strict=True))), 2).to_bytes(4 * len(coords), "big")
+
+
+# --- checksums -----------------------------------------------------------------------------------
+
+
+def crc32c_reference(data: bytes, value: int = 0) -> int:
+    """Return the CRC-32C, bit by bit."""
+    value ^= 0xFFFFFFFF
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+    return value ^ 0xFFFFFFFF

@@ -1,6 +1,7 @@
 """The memory and local engines: the contract, and what is special to each."""
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -142,22 +143,9 @@ def test_scheme_is_case_insensitive():
 class FlakyOs:
     """The calls of `os`, of which the k-th (counted from 0) goes wrong in a chosen way."""
 
-    COUNTED = frozenset(
-        [
-            "open",
-            "close",
-            "write",
-            "pwritev",
-            "pread",
-            "preadv",
-            "fsync",
-            "fdatasync",
-            "link",
-            "unlink",
-            "mkdir",
-            "stat",
-            "fstat",
-        ]
+    COUNTED = (
+        *("open", "close", "write", "pwritev", "pread", "preadv", "fsync", "fdatasync"),
+        *("link", "unlink", "mkdir", "stat", "fstat"),
     )
 
     def __init__(self, fail_at=None, number=errno.EIO, after=False, short=False):
@@ -355,6 +343,44 @@ def test_error_after_the_link_was_made(tmp_path):
     assert engine.get("a/2") == b"mine"
 
 
+def test_link_made_but_neither_answered_nor_readable(tmp_path):
+    class LossyOs(FlakyOs):
+        def open(self, path, *args):
+            if path.endswith("a/1"):
+                raise OSError(errno.EIO, "unreadable")
+            return os.open(path, *args)
+
+        def link(self, *args):
+            os.link(*args)
+            raise OSError(errno.EIO, "no answer")
+
+    (tmp_path / "s").mkdir()
+    engine = LocalEngine(str(tmp_path / "s"), system=LossyOs())
+    assert engine.put_if_absent("a/1", b"mine", b"t") is True
+    assert open_local(str(tmp_path / "s")).get("a/1") == b"mine"
+
+
+@pytest.mark.parametrize("durability", ["power", "process"])
+def test_error_of_close_is_an_error(tmp_path, durability):
+    (tmp_path / "s").mkdir()
+    system = FlakyOs()
+    engine = LocalEngine(str(tmp_path / "s"), durability=durability, system=system)
+    for put in (
+        lambda name: engine.put_if_absent(f"a/{name}", b"x", b"t"),
+        lambda name: engine.put_unique("a", [b"x"]),
+    ):
+        put("warm-up")
+        system.calls.clear()
+        put("again")
+        system.fail_at = system.calls.index("close")
+        system.calls.clear()
+        before = list(engine.list(""))
+        with pytest.raises(EngineError):
+            put("bad")
+        assert list(engine.list("")) == before
+        system.fail_at = None
+
+
 def test_error_of_link_when_another_won(tmp_path):
     engine, system = flaky_engine(tmp_path / "s")
     engine.put_if_absent("a/0", b"theirs", b"t")
@@ -414,6 +440,17 @@ def test_power_syncs_file_before_link_and_directories_after(tmp_path):
     calls.clear()
     engine.put_if_absent("a/b/2", b"x", b"t")
     assert calls.count("fsync") == 1
+
+
+def test_appender_is_named_once(tmp_path):
+    engine, system = flaky_engine(tmp_path / "s")
+    with engine.appender("a") as log:
+        system.calls.clear()
+        for _ in range(3):
+            log.append([b"x"])
+            log.sync()
+    assert system.calls.count("fdatasync") == 3
+    assert system.calls.count("fsync") == 1
 
 
 def test_process_never_syncs(tmp_path):
@@ -678,6 +715,30 @@ def test_turn_is_not_kept_by_a_forked_child(tmp_path):
     os.waitpid(pid, 0)
     for fd in (*ready, *done):
         os.close(fd)
+
+
+def test_child_leaving_a_turn_does_not_end_its_parents(tmp_path):
+    engine = open_engine(tmp_path / "s")
+    with engine.turn("lane/1"):
+        (held,) = engine._locks._held
+        pid = fork()
+        if pid:
+            os.waitpid(pid, 0)
+            path = os.readlink(f"/proc/self/fd/{held}") if os.path.isdir("/proc") else None
+            if path is not None:
+                with open(path) as file, pytest.raises(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if not pid:
+        os._exit(0)
+
+
+def test_fork_while_handles_are_being_changed(tmp_path):
+    engine = open_engine(tmp_path / "s")
+    key = engine.put_unique("a", [b"0123456789"])
+    assert engine.get(key, 2, 2) == b"23"
+    with engine._handles._lock:
+        assert run_forked(lambda: engine.get(key, 4, 2), timeout=10) == 0
+    assert engine.get(key, 2, 2) == b"23"
 
 
 def test_child_reads_through_its_parents_handles(tmp_path):

@@ -27,9 +27,10 @@ def decode(payload, shape, **options) -> np.ndarray:
 
 
 def patchwork(shape, labels: int, seed: int, grain: int = 4) -> np.ndarray:
-    """Return cubes of `grain` voxels of random labels over all 64 bits: uniform and mixed parts."""
+    """Return cubes of `grain` voxels of labels over all 64 bits, 0 among them."""
     rng = np.random.default_rng(seed)
     names = rng.integers(0, 2**64, labels, dtype=U64)
+    names[labels // 2] = 0
     coarse = names[rng.integers(0, labels, [-(-side // grain) for side in shape])]
     for axis in range(3):
         coarse = coarse.repeat(grain, axis)
@@ -105,6 +106,16 @@ def test_every_width(labels):
     payload = label_encode(volume)
     assert payload == label_encode_reference(volume)
     assert (decode(payload, (8, 8, 8)) == volume).all()
+
+
+def test_a_uniform_sub_block_after_mixed_ones():
+    # Label 0 must not be taken for one that was seen before.
+    volume = np.zeros((8, 8, 32), U64)
+    volume[:, :, :8] = crowded(3) + U64(4)
+    volume[:, :, 16:24] = crowded(2) + U64(4)
+    payload = label_encode(volume)
+    assert payload == label_encode_reference(volume)
+    assert (decode(payload, volume.shape) == volume).all()
 
 
 @pytest.mark.parametrize("step", [1, 8, 2**32, 2**46, 0x9E3779B97F4A7C15])

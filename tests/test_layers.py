@@ -25,6 +25,7 @@ LEVELS: dict[str, float] = {
     "pool": 1.0,
     "spec": 1.5,
     "engine": 2.0,
+    "columns": 2.9,
     "page": 3.0,
     "segment": 3.0,
     "index": 3.1,

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 
 import pytest
 
@@ -209,11 +210,14 @@ def test_nothing_is_kept_after_the_end():
         pass
 
     things = [Thing() for _ in range(20)]
-    import weakref
+    held = Thing()
 
-    refs = [weakref.ref(thing) for thing in things]
-    made = list(map_ordered(lambda thing: [thing], things, 4))
-    del things, made
+    def work(thing, held=held):
+        return [thing, held]
+
+    refs = [weakref.ref(thing) for thing in [*things, held]]
+    made = list(map_ordered(work, things, 4))
+    del things, made, held, work
     deadline = time.monotonic() + 10
     while any(ref() is not None for ref in refs) and time.monotonic() < deadline:
         time.sleep(0.005)  # idle helpers are about to drop the job
@@ -222,6 +226,7 @@ def test_nothing_is_kept_after_the_end():
 
 def test_nested_maps_run_inline():
     def inner(item):
+        time.sleep(0.001)
         return threading.get_ident(), item
 
     def outer(item):

@@ -148,7 +148,7 @@ def test_interrupt_during_import_passes(package, name):
 def test_entry_point_claimed_twice(package):
     package("diced_extra_c", "f = 1", "[diced.kind]\nxc = diced_extra_c:f")
     package("diced_extra_d", "f = 2", "[diced.kind]\nxc = diced_extra_d:f")
-    with pytest.raises(UnsupportedError, match="diced_extra_c.*diced_extra_d"):
+    with pytest.raises(UnsupportedError, match=r"diced_extra_c.*diced_extra_d"):
         registry.lookup("kind", "xc")
 
 

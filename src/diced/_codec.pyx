@@ -322,6 +322,7 @@ cdef int encode_blocks(Encoder* state, const char* base, const Py_ssize_t* strid
     cdef uint16_t* count = state.counts
     cdef uint64_t last_label = 0, label
     cdef uint32_t last_index = 0
+    cdef bint remembered = False
 
     for tz in range(grid[0]):
         for ty in range(grid[1]):
@@ -361,11 +362,12 @@ cdef int encode_blocks(Encoder* state, const char* base, const Py_ssize_t* strid
                         count[0] = encode_mixed(state, <const char*>gathered, 512, 64)
                 else:
                     reserve(state)
-                    if first[tx] == last_label and state.count != 0:
+                    if remembered and first[tx] == last_label:
                         state.indices[state.used_indices] = last_index
                         state.used_indices += 1
                     else:
                         add_index(state, first[tx])
+                        remembered = True
                         last_label = first[tx]
                         last_index = state.indices[state.used_indices - 1]
                     count[0] = 1

@@ -68,7 +68,7 @@ def block_nbytes(dtype: Any, block_shape: Sequence[int], channels: int | None = 
     channels : int, optional
         Size of the channel axis; None for an array without one.
     """
-    return math.prod(block_shape) * np.dtype(dtype).itemsize * (channels or 1)
+    return int(math.prod(block_shape)) * np.dtype(dtype).itemsize * (channels or 1)
 
 
 class Codec:

@@ -138,7 +138,7 @@ def scan(
             keys.reverse()
             entries.reverse()
         # A tree has no tombstones; _check saw to it.
-        yield from zip(keys, entries, strict=True)  # type: ignore[misc]
+        yield from zip(keys, entries, strict=True)
 
 
 def _leaves(

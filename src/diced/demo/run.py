@@ -95,7 +95,7 @@ def run_demo(
     """
     sources = [_stack_source(_files(stack))] if stack else _made_sources(shape, seed)
     with DicedStore(location) as store:
-        say(f"store      {store.url}")
+        say(f"store      {store.url}; what is written is as safe as {store.durability!r} promises")
         repo = _fresh_repo(store)
         arrays = [_write(repo, source, say) for source in sources]
         _tell_size(location, say)
@@ -145,7 +145,7 @@ def _write(repo: DicedRepo, source: _Source, say: Say) -> DicedArray:
             first += len(slab)
             clock.count += slab.nbytes
             bar.update(slab.nbytes)
-    say(f"write      {source.name}: {_size(source)}, {source.dtype}: {clock}, safe on disk")
+    say(f"write      {source.name}: {_size(source)}, {source.dtype}: {clock}")
     return array
 
 

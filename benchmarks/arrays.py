@@ -1,0 +1,85 @@
+"""Whole reads and writes, boxes, slices, voxels, at the defaults (checksums on, no data cache)."""
+
+import itertools
+
+import numpy as np
+
+from benchmarks.common import Scratch, em, labels
+
+VOLUMES = {"em": em, "labels": labels}
+
+
+class Reads:
+    """Reads at fresh random places."""
+
+    params = list(VOLUMES)
+    param_names = ["data"]
+
+    def setup(self, name):
+        self.data = VOLUMES[name]()
+        self.scratch = Scratch()
+        self.array = self.scratch.array(self.data)
+        self.places = itertools.cycle(np.random.default_rng(2).random((997, 3)))
+
+    def teardown(self, name):
+        self.scratch.close()
+
+    def _read(self, size):
+        start = [
+            int(p * (n - s)) for p, n, s in zip(next(self.places), self.data.shape, size)
+        ]
+        return self.array[tuple(slice(a, a + s) for a, s in zip(start, size))]
+
+    def time_whole(self, name):
+        self._read(self.data.shape)
+
+    def time_box_100(self, name):
+        self._read((100, 100, 100))
+
+    def time_box_32(self, name):
+        self._read((32, 32, 32))
+
+    def time_voxel(self, name):
+        self._read((1, 1, 1))
+
+    def time_xy(self, name):
+        self._read((1, 512, 512))
+
+    def time_xz(self, name):
+        self._read((128, 1, 512))
+
+    def time_yz(self, name):
+        self._read((128, 512, 1))
+
+    def peakmem_whole(self, name):
+        self._read(self.data.shape)
+
+
+class Writes:
+    """Writes without fsync, and one-block commits with it."""
+
+    params = [list(VOLUMES), ["process", "power"]]
+    param_names = ["data", "durability"]
+
+    def setup(self, name, durability):
+        self.data = VOLUMES[name]()
+        self.scratch = Scratch(durability)
+        self.array = self.scratch.array(self.data)
+        self.numbers = itertools.count()
+
+    def teardown(self, name, durability):
+        self.scratch.close()
+
+    def time_whole(self, name, durability):
+        self.scratch.array(self.data, name=f"w{next(self.numbers)}")
+
+    def time_unaligned_100(self, name, durability):
+        turn = next(self.numbers) % 20
+        self.array[5:105, 7 + turn : 107 + turn, 9:109] = self.data[:100, :100, :100]
+
+    def time_one_block(self, name, durability):
+        turn = next(self.numbers) % 50
+        self.array[0:64, 0:64, 0:64] = self.data[turn : turn + 64, 64:128, 64:128]
+
+    def time_one_voxel(self, name, durability):
+        self.array[3, 4, 5] = next(self.numbers) % 200

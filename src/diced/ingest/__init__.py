@@ -1,0 +1,7 @@
+"""Bringing files into arrays: image stacks, numpy and HDF5 files, slab by slab, resumable."""
+
+from diced.ingest.importer import Result, ingest
+from diced.ingest.paths import expand, gaps
+from diced.ingest.stack import Source, open_source
+
+__all__ = ["Result", "Source", "expand", "gaps", "ingest", "open_source"]

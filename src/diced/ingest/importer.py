@@ -1,0 +1,318 @@
+"""The importer: a source into an array, one commit per slab, finished slabs skipped.
+
+Progress is kept nowhere but in the commits themselves: the operation of a slab's commit names a
+digest of what was written (files, place, type), so it is there exactly if the voxels are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diced import grid
+from diced.array import DicedArray
+from diced.errors import DicedException, InvalidError
+from diced.ingest.stack import Box, Source
+from diced.repo import DicedRepo
+
+OPERATION = "ingest "
+# 1-D and 2-D slabs of one block would be small commits; volumes' are of one block's thickness.
+LEAST_SLAB = 4 * 2**20
+
+Progress = Callable[[int, int], None]
+
+
+class Result(NamedTuple):
+    """What an ingest did; boxes are ZYX, sizes in slabs and in bytes of voxels."""
+
+    array: str
+    version: str
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+    slabs: int
+    skipped: int
+    written: int
+
+
+class _Slab(NamedTuple):
+    """One commit: a box of the array, the box of the source that goes there, its digest."""
+
+    box: Box
+    source: Box
+    digest: str
+    nbytes: int
+
+
+def default_memory() -> int:
+    """Return a quarter of the machine's memory, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+
+
+def ingest(
+    repo: DicedRepo,
+    name: str,
+    source: Source,
+    offset: Sequence[int] | None = None,
+    *,
+    labels: bool = False,
+    dims: int | None = None,
+    force: bool = False,
+    memory: int | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Result:
+    """Write a source into an array of a repo's current version, which is created if missing.
+
+    Each slab of one block's thickness, aligned with the blocks, is one commit, so a whole block is
+    written once. Slabs whose commits are found among those that led to this version are skipped
+    without opening their files; they are found by the names, sizes and modification times of the
+    files, and are not skipped if a later ingest wrote other files over them. What others painted
+    over them since stays.
+
+    Parameters
+    ----------
+    repo : DicedRepo
+    name : str
+        Name of the array.
+    source : Source
+    offset : sequence of int, optional
+        Where the source's first voxel goes, ZYX; the origin by default.
+    labels : bool
+        Create a label array.
+    dims : int, optional
+        Dimensions of a new array; 2 for a single image that is no volume.
+    force : bool
+        Write finished slabs again.
+    memory : int, optional
+        Bytes that may be held; slabs beyond it are split along axis 1, for which images are
+        decoded once per part. A quarter of the machine's by default.
+    progress : callable, optional
+        Called with (bytes done, bytes in all) after each slab, skipped ones included.
+    **options
+        For `DicedRepo.create_array`: ``block_shape``, ``codec``, ``voxel_size``, ``units``, ...
+        An existing array must agree with those given.
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    InvalidError
+        A file cannot be read or does not fit; committed slabs stay.
+    LockedError, NotFoundError, UnsupportedError
+    """
+    array = _target(repo, name, source, labels, dims, options)
+    slabs = _plan(array, source, offset, memory or default_memory())
+    total = sum(slab.nbytes for slab in slabs)
+    done = set() if force else _finished(repo, array, slabs)
+    todo = [slab for slab in slabs if slab.digest not in done]
+    finished = total - sum(slab.nbytes for slab in todo)
+    if progress is not None:
+        progress(finished, total)
+    skipped = len(slabs) - len(todo)
+    written = 0
+    with contextlib.closing(_voxels(source, todo, repo.store.threads, skipped)) as parts:
+        for slab in todo:
+            values = next(parts)
+            with array.batch(OPERATION + slab.digest):
+                array[_index(slab.box)] = values.reshape(
+                    tuple(b - a for a, b in zip(*slab.box, strict=True))
+                    + (() if array.channels is None else (array.channels,))
+                )
+            written += slab.nbytes
+            if progress is not None:
+                progress(finished + written, total)
+    start = tuple(min(each) for each in zip(*(slab.box[0] for slab in slabs), strict=True))
+    stop = tuple(max(each) for each in zip(*(slab.box[1] for slab in slabs), strict=True))
+    return Result(name, repo.uuid, start, stop, len(slabs), skipped, written)
+
+
+def _voxels(
+    source: Source, todo: list[_Slab], threads: int, skipped: int
+) -> Iterator[np.ndarray]:
+    """Yield the voxels of each slab; errors say what is stored and how to go on."""
+    number = skipped
+    parts = source.read([slab.source for slab in todo], threads)
+    with contextlib.closing(parts):  # type: ignore[type-var]
+        while True:
+            try:
+                values = next(parts, None)
+            except DicedException as error:
+                raise type(error)(
+                    f"{error}; {number} of {len(todo) + skipped} slabs are stored, and the same"
+                    " command goes on from there once this is mended"
+                ) from error
+            if values is None:
+                return
+            number += 1
+            yield values
+
+
+# -- the array -----------------------------------------------------------------------------
+
+
+def _target(
+    repo: DicedRepo,
+    name: str,
+    source: Source,
+    labels: bool,
+    dims: int | None,
+    options: dict[str, Any],
+) -> DicedArray:
+    """Return the array, checked or created."""
+    given = {key: value for key, value in options.items() if value is not None}
+    if name in repo:
+        array = repo.get_array(name)
+        if not isinstance(array, DicedArray):
+            raise InvalidError(f"array {name!r} is of kind {array.kind!r}; it holds no voxels")
+        if labels and not array.islabel3D:
+            raise InvalidError(f"array {name!r} exists, and holds no labels")
+        for key, value in given.items():
+            _agree(array, key, value)
+        _fit(name, array.numdims, array.channels, source)
+        if dims is not None and dims != array.numdims:
+            raise InvalidError(f"array {name!r} exists with {array.numdims} dimensions; got {dims}")
+        return array
+    dims = len(source.shape) if dims is None else dims
+    _fit(name, dims, source.channels, source)
+    dtype = np.dtype(np.uint64) if labels else source.dtype
+    created: DicedArray = repo.create_array(
+        name, dtype, dims, islabel3D=labels, channels=source.channels, **given
+    )
+    return created
+
+
+def _fit(name: str, dims: int, channels: int | None, source: Source) -> None:
+    """Raise unless a source fits an array's axes; a single plane may lose its first."""
+    have = len(source.shape)
+    if dims != have and not (dims == have - 1 and source.shape[0] == 1):
+        raise InvalidError(
+            f"array {name!r} has {dims} dimensions; the files have {have}, {source.shape}"
+        )
+    if channels != source.channels:
+        raise InvalidError(
+            f"array {name!r} has {channels or 'no'} channels; the files have"
+            f" {source.channels or 'none'}"
+        )
+
+
+def _agree(array: DicedArray, key: str, value: Any) -> None:
+    """Raise if an option for the creation is not what the existing array has."""
+    have = getattr(array, key)
+    if isinstance(have, tuple):
+        wanted = (value,) * len(have) if isinstance(value, (str, int, float)) else tuple(value)
+    else:
+        wanted = value
+        if key == "codec":
+            # "zstd" is "zstd:3" in full.
+            wanted = have if str(have).startswith(f"{value}:") else value
+    if not np.array_equal(np.asarray(wanted), np.asarray(have)):
+        raise InvalidError(f"array {array.name!r} exists with {key} {have}; got {value}")
+
+
+# -- slabs ---------------------------------------------------------------------------------
+
+
+def _plan(
+    array: DicedArray, source: Source, offset: Sequence[int] | None, memory: int
+) -> list[_Slab]:
+    """Cut a source into slabs, aligned with the blocks of the array."""
+    dims = array.numdims
+    if offset is not None and len(offset) != dims:
+        raise InvalidError(f"array {array.name!r} needs an offset of {dims} numbers; got {offset}")
+    lo = tuple(offset) if offset is not None else (0,) * dims
+    shape = source.shape[len(source.shape) - dims :]
+    hi = tuple(a + n for a, n in zip(lo, shape, strict=True))
+    item = source.dtype.itemsize * (source.channels or 1)
+    slabs = []
+    for low, high in _boxes(lo, hi, array.block_shape, item, memory):
+        inside = (
+            tuple(a - o for a, o in zip(low, lo, strict=True)),
+            tuple(b - o for b, o in zip(high, lo, strict=True)),
+        )
+        if len(source.shape) > dims:
+            inside = ((0, *inside[0]), (1, *inside[1]))
+        files = source.identity(inside[0][0], inside[1][0])
+        what = [files, inside, (low, high), source.dtype.str, source.channels]
+        digest = hashlib.blake2b(json.dumps(what).encode(), digest_size=16).hexdigest()
+        slabs.append(_Slab((low, high), inside, digest, _volume(low, high) * item))
+    return slabs
+
+
+def _boxes(
+    lo: tuple[int, ...],
+    hi: tuple[int, ...],
+    block_shape: tuple[int, ...],
+    item: int,
+    memory: int,
+) -> Iterator[Box]:
+    """Yield boxes one block thick, split along axis 1 where they exceed half the memory."""
+    size = [b - a for a, b in zip(lo, hi, strict=True)]
+    thick = block_shape[0]
+    if len(size) < 3:
+        plane = item * int(np.prod(size[1:], dtype=np.int64))
+        thick *= max(1, LEAST_SLAB // (plane * thick))
+    parts = [_cuts(lo[0], hi[0], thick)]
+    if len(size) > 1:
+        # Half: the next slab is read while one is written.
+        row = item * min(thick, size[0]) * int(np.prod(size[2:], dtype=np.int64))
+        rows = max(1, memory // 2 // (row * block_shape[1])) * block_shape[1]
+        parts.append(_cuts(lo[1], hi[1], rows))
+        for z0, z1 in parts[0]:
+            for y0, y1 in parts[1]:
+                yield (z0, y0, *lo[2:]), (z1, y1, *hi[2:])
+        return
+    for z0, z1 in parts[0]:
+        yield (z0,), (z1,)
+
+
+def _cuts(lo: int, hi: int, step: int) -> list[tuple[int, int]]:
+    """Cut an interval at multiples of `step`."""
+    first = lo // step * step
+    return [(max(lo, at), min(hi, at + step)) for at in range(first, hi, step)]
+
+
+def _volume(lo: Sequence[int], hi: Sequence[int]) -> int:
+    return int(np.prod([b - a for a, b in zip(lo, hi, strict=True)], dtype=np.int64))
+
+
+def _index(box: Box) -> tuple[slice, ...]:
+    return tuple(slice(a, b) for a, b in zip(*box, strict=True))
+
+
+# -- progress ------------------------------------------------------------------------------
+
+
+def _finished(repo: DicedRepo, array: DicedArray, slabs: list[_Slab]) -> set[str]:
+    """Return the digests of slabs that were committed, and not ingested over since."""
+    wanted = {slab.digest: slab.box for slab in slabs}
+    found: dict[str, int] = {}
+    others: list[tuple[int, grid.Box]] = []
+    for at, each in enumerate(repo.operations(array.name)):
+        operation, box = each["operation"], each["box"]
+        if not operation.startswith(OPERATION) or box is None:
+            continue
+        digest = operation[len(OPERATION) :]
+        if digest in wanted:
+            found[digest] = at
+        else:
+            others.append((at, box))
+    if not others:
+        return set(found)
+    when = np.array([at for at, _ in others])
+    low = np.array([box[0] for _, box in others])
+    high = np.array([box[1] for _, box in others])
+    kept = set()
+    for digest, at in found.items():
+        lo, hi = wanted[digest]
+        over = (when > at) & (low < hi).all(axis=1) & (high > lo).all(axis=1)
+        if not over.any():
+            kept.add(digest)
+    return kept

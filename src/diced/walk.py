@@ -1,0 +1,326 @@
+"""What a home holds, read without trust: lanes by listing, trees page by page, frames by header.
+
+Shared by check, rebuild and usage. Reads through a `Home` of its own, so that nothing cached by
+readers can hide damage; writes only where `Fold.write` is asked to.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from diced import grid, index, keys
+from diced._compress import crc32c
+from diced.engine.base import Engine
+from diced.errors import CorruptError, DicedException
+from diced.home import Home
+from diced.log import Delta, Entry, Pointer, Record
+from diced.meta import Tables
+from diced.segment import CHECK, COMMIT, HEADER, MAGIC, MAX_KEY, Frame
+from diced.versioned import Base, parse_box
+
+# What reading damaged bytes can raise: our own errors, and whatever a header that is sound JSON
+# but not what diced writes makes of the code that takes it apart.
+DAMAGE = (DicedException, ArithmeticError, LookupError, TypeError, ValueError, struct.error)
+
+WINDOW = 1 << 17
+
+
+class LaneKeys:
+    """The objects of one lane at one node, from a listing.
+
+    Attributes
+    ----------
+    runs : list of [start, stop]
+        Numbers of the records present, half-open and ascending.
+    snapshots : list of int
+    """
+
+    __slots__ = ("runs", "snapshots")
+
+    def __init__(self) -> None:
+        self.runs: list[list[int]] = []
+        self.snapshots: list[int] = []
+
+    @property
+    def last(self) -> int:
+        """The highest record number, 0 without records."""
+        return self.runs[-1][1] - 1 if self.runs else 0
+
+    def has(self, number: int) -> bool:
+        """Tell whether a record was listed."""
+        return any(start <= number < stop for start, stop in self.runs)
+
+    def add(self, number: int) -> None:
+        """Append a record; numbers come in ascending order."""
+        if self.runs and self.runs[-1][1] == number:
+            self.runs[-1][1] += 1
+        else:
+            self.runs.append([number, number + 1])
+
+
+def lane_keys(
+    engine: Engine, home: str, below: str = ""
+) -> tuple[dict[tuple[str, str], LaneKeys], list[str]]:
+    """List a home's lanes, or the one at the lane prefix `below`.
+
+    Returns
+    -------
+    lanes : dict of (lane id, node id) to LaneKeys
+    strays : list of str
+        Keys that diced does not spell.
+    """
+    lanes: dict[tuple[str, str], LaneKeys] = {}
+    strays = []
+    prefix = f"{home}/lanes"
+    for key in engine.list(below or prefix):
+        parts = key[len(prefix) + 1 :].split("/")
+        if len(parts) == 4 and parts[3].isdigit():
+            where = keys.lane(home, parts[0], parts[1])
+            number = int(parts[3])
+            found = lanes.setdefault((parts[0], parts[1]), LaneKeys())
+            if key == keys.record(where, number) and number:
+                found.add(number)
+                continue
+            if key == keys.snapshot(where, number):
+                found.snapshots.append(number)
+                continue
+        strays.append(key)
+    return lanes, strays
+
+
+class PageDamage(NamedTuple):
+    """A page that is missing, unreadable or not in its place."""
+
+    pointer: Pointer
+    missing: bool
+    message: str
+
+
+class _Summary(NamedTuple):
+    level: int
+    count: int
+    first: bytes
+    last: bytes
+    sound: bool
+
+
+_LOST = _Summary(-1, 0, b"", b"", False)
+
+
+class Pages:
+    """Verifies trees, every page once however many versions share it.
+
+    Attributes
+    ----------
+    packs : set of int
+        Page packs that a verified tree refers to.
+    count, nbytes : int
+        Distinct pages met, and their stored bytes.
+    """
+
+    def __init__(self, home: Home):
+        self.home = home
+        self.packs: set[int] = set()
+        self.nbytes = 0
+        self._seen: dict[Pointer, _Summary] = {}
+
+    @property
+    def count(self) -> int:
+        """Distinct pages met."""
+        return len(self._seen)
+
+    def verify(self, base: Base, damage: list[PageDamage] | None = None) -> bool:
+        """Walk all trees of a state; tell whether all is sound. `damage` gets what is new."""
+        found: list[PageDamage] = [] if damage is None else damage
+        return all([self._visit(root, found).sound for root in base.roots.values()])
+
+    def _visit(self, pointer: Pointer, damage: list[PageDamage]) -> _Summary:
+        known = self._seen.get(pointer)
+        if known is not None:
+            return known
+        self.packs.add(pointer[0])
+        self.nbytes += pointer[2]
+        try:
+            page = self.home.load(pointer)
+            if not len(page) or page.has_tombstones:
+                raise CorruptError("the page is empty or part of a delta, not of a tree")
+        except DAMAGE as error:
+            missing = not self.home.engine.exists(keys.pack(self.home.prefix, pointer[0]))
+            damage.append(PageDamage(pointer, missing, str(error)))
+            self._seen[pointer] = _LOST
+            return _LOST
+        sound, last = True, page.key(len(page) - 1)
+        for at in range(len(page) if page.level else 0):
+            entry = page.entry(at)
+            child = self._visit(entry, damage)  # type: ignore[arg-type]
+            sound = sound and child.sound
+            if child is _LOST:
+                continue
+            last = child.last
+            if (
+                child.level != page.level - 1
+                or child.first != page.key(at)
+                or (at + 1 < len(page) and last >= page.key(at + 1))
+                or [child.count] != page.counts(at, at + 1)
+            ):
+                sound = False
+                damage.append(
+                    PageDamage(pointer, False, f"page {pointer}: child {at} is another page")
+                )
+        summary = _Summary(page.level, page.count, page.key(0), last, sound)
+        self._seen[pointer] = summary
+        return summary
+
+
+class Fold:
+    """A lane's state while its log is read: sound roots, and the changes since.
+
+    Attributes
+    ----------
+    base : Base or None
+        None when what the records were folded over is not known any more.
+    delta : Delta
+        space -> key -> entry or None, newer than `base`.
+    size : int
+        Upper bound of the entries in `delta`.
+    """
+
+    def __init__(self, home: Home, base: Base | None):
+        self.home = home
+        self.base = base
+        self.box = None if base is None else base.box
+        self.delta: Delta = {}
+        self.size = 0
+
+    def add(self, record: Record) -> None:
+        """Take in the next record."""
+        for space, changes in record.delta.items():
+            self.delta.setdefault(space, {}).update(changes)
+            self.size += len(changes)
+        self.box = grid.union(self.box, parse_box(record.head.get("box")))
+
+    def lose(self) -> None:
+        """Note that a record is lost: nothing is certain until `move`."""
+        self.base, self.delta, self.size = None, {}, 0
+
+    def move(self, base: Base) -> None:
+        """Go on from roots that are known to hold the state as of now."""
+        self.base, self.box, self.delta, self.size = base, base.box, {}, 0
+
+    def difference(self, other: Base) -> str | None:
+        """Say where sound roots hold anything but this state, or return None."""
+        assert self.base is not None
+        load = self.home.load
+        for space in {*self.base.roots, *other.roots, *self.delta}:
+            root = other.roots.get(space)
+            changes = dict(self.delta.get(space, {}))
+            for key, old, new in index.diff(load, self.base.roots.get(space), root):
+                if changes.pop(key, old) != new:
+                    return f"space {space}, key {key.hex()}"
+            for key, entry in changes.items():
+                if index.get(load, root, key) != entry:
+                    return f"space {space}, key {key.hex()}"
+        return None if self.box == other.box else f"box {other.box}, not {self.box}"
+
+    def write(self) -> Base:
+        """Write pages for this state, and go on from them."""
+        assert self.base is not None
+        roots = dict(self.base.roots)
+        pack = self.home.new_pack()
+        for space, changes in self.delta.items():
+            root = index.apply(self.home.load, roots.pop(space, None), sorted_items(changes), pack)
+            if root is not None:
+                roots[space] = root
+        self.home.write_pack(pack)
+        self.move(Base(roots, self.box))
+        assert self.base is not None
+        return self.base
+
+    def tables(self, spaces: tuple[int, ...]) -> Tables:
+        """Return the JSON tables of a metadata lane; what is lost is absent."""
+        found: dict[int, dict[bytes, Entry | None]] = {}
+        for space in spaces:
+            root = None if self.base is None else self.base.roots.get(space)
+            found[space] = dict(index.scan(self.home.load, root))
+            found[space].update(self.delta.get(space, {}))
+        return {
+            space: {key: json.loads(value) for key, value in each.items() if value is not None}  # type: ignore[arg-type]
+            for space, each in found.items()
+        }
+
+
+def sorted_items(changes: dict[bytes, Entry | None]) -> list[tuple[bytes, Entry | None]]:
+    """Return changes in order of key."""
+    return sorted(changes.items(), key=lambda item: item[0])
+
+
+class Head(NamedTuple):
+    """The verified header of a frame, and where the frame is."""
+
+    offset: int
+    size: int
+    kind: int
+    lane: bytes
+
+
+def frame_heads(engine: Engine, key: str, start: int = 0, stop: int | None = None) -> Iterator[Head]:
+    """Yield the frames of a segment in order without reading payloads.
+
+    Where no frame is, the next magic is searched, so that damage does not hide what follows.
+    """
+    size = engine.size(key) if stop is None else stop
+    buffer, base, at = b"", 0, start
+    while at + HEADER.size + CHECK.size <= size:
+        if at + HEADER.size + MAX_KEY + CHECK.size > base + len(buffer) < size or at < base:
+            base = at
+            buffer = engine.get(key, base, min(WINDOW, size - base))
+        head = _head(buffer, at - base, at, size)
+        if head is not None:
+            yield head
+            at += head.size
+            continue
+        found = buffer.find(MAGIC, at - base + 1)
+        # The last three bytes may begin a magic that the window cuts.
+        at = base + (found if found >= 0 else max(at - base + 1, len(buffer) - 3))
+
+
+def _head(buffer: bytes, begin: int, offset: int, size: int) -> Head | None:
+    if buffer[begin : begin + 4] != MAGIC or begin + HEADER.size > len(buffer):
+        return None
+    fields = HEADER.unpack_from(buffer, begin)
+    kind, lane, stored, key_length = fields[1], fields[5], fields[7], fields[8]
+    body = begin + HEADER.size + key_length
+    total = HEADER.size + key_length + CHECK.size + stored
+    if key_length > MAX_KEY or body + CHECK.size > len(buffer) or offset + total > size:
+        return None
+    if crc32c(buffer[begin:body]) != CHECK.unpack_from(buffer, body)[0]:
+        return None
+    return Head(offset, total, kind, lane)
+
+
+def commits(home: Home, lane: bytes, node_id: str) -> dict[str, Pointer]:
+    """Find a lane's COMMIT frames at a node in all segments: transaction id -> place."""
+    found = {}
+    for key in home.engine.list(keys.segments(home.prefix)):
+        for head in frame_heads(home.engine, key):
+            if head.kind != COMMIT or head.lane != lane:
+                continue
+            pointer = (keys.object_id(key), head.offset, head.size)
+            try:
+                record = commit_record(home, pointer)
+            except DAMAGE:
+                continue
+            if record.head.get("node") == node_id:
+                found[record.head["txid"]] = pointer
+    return found
+
+
+def commit_record(home: Home, pointer: Pointer) -> Record:
+    """Return the record that a COMMIT frame holds."""
+    frame: Frame = home.read_frame(pointer)
+    if frame.kind != COMMIT:
+        raise CorruptError(f"the frame at {pointer[1]} of segment {pointer[0]:016x} is no commit")
+    return Record.decode(bytes(frame.payload), f"commit frame at {pointer[1]}")
