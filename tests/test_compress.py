@@ -182,6 +182,7 @@ class TestBind:
             _compress.bind(lz4="wheel")
 
     def test_package_that_is_not_there(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "lz4", None)
         monkeypatch.setitem(sys.modules, "lz4.block", None)
         monkeypatch.setitem(sys.modules, "zstandard", None)
         with pytest.raises(UnsupportedError, match="package lz4 cannot be imported"):

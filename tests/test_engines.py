@@ -719,17 +719,18 @@ def test_turn_is_not_kept_by_a_forked_child(tmp_path):
 
 def test_child_leaving_a_turn_does_not_end_its_parents(tmp_path):
     engine = open_engine(tmp_path / "s")
-    with engine.turn("lane/1"):
-        (held,) = engine._locks._held
-        pid = fork()
-        if pid:
-            os.waitpid(pid, 0)
-            path = os.readlink(f"/proc/self/fd/{held}") if os.path.isdir("/proc") else None
-            if path is not None:
+    parent = os.getpid()
+    try:
+        with engine.turn("lane/1"):
+            (path,) = (tmp_path / "s/.turn").iterdir()
+            pid = fork()
+            if pid:
+                os.waitpid(pid, 0)
                 with open(path) as file, pytest.raises(BlockingIOError):
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    if not pid:
-        os._exit(0)
+    finally:
+        if os.getpid() != parent:
+            os._exit(0)
 
 
 def test_fork_while_handles_are_being_changed(tmp_path):

@@ -341,10 +341,11 @@ cdef class _Zstd:
         if source == "python":
             try:
                 import zstandard as package
+                from zstandard import ZSTD_VERSION
             except ImportError as error:
                 raise UnsupportedError(f"package zstandard cannot be imported: {error}") from None
             self.package = package
-            version = ".".join(str(each) for each in package.ZSTD_VERSION)
+            version = ".".join(str(each) for each in ZSTD_VERSION)
             self.facts = {"source": source, "version": version, "path": package.__file__}
             return
         lib = _load(
@@ -431,6 +432,13 @@ cdef class _Zstd:
             announced = package.frame_content_size(src.view())
             if announced not in (-1, dst.size):
                 _zstd_damaged(src.size, dst.size, f"the frame announces {announced} bytes")
+            if announced == 0:
+                # decompress() would not look at the rest of such a frame.
+                ender = package.ZstdDecompressor().decompressobj()
+                ender.decompress(src.view())
+                if not ender.eof or ender.unused_data:
+                    _zstd_damaged(src.size, dst.size, "the frame ends early or late")
+                return 0
             # Not stream_reader().readinto(), which needs no copy but takes a frame without its
             # end for a whole one.
             data = package.ZstdDecompressor().decompress(

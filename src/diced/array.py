@@ -16,7 +16,7 @@ from diced import grid
 from diced.attrs import Attributes
 from diced.blockio import Assignment, Blocks, Pending
 from diced.errors import InvalidError, LockedError
-from diced.spec import ArraySpec, cast
+from diced.spec import ArraySpec, array_fields, cast
 
 if TYPE_CHECKING:
     from diced.repo import DicedRepo
@@ -40,6 +40,11 @@ class DicedArray:
         self._at: tuple[str, Blocks] | None = None
         self._batch = threading.local()
 
+    @staticmethod
+    def describe(name: str, **options: Any) -> dict[str, Any]:
+        """Check the options of ``create_array`` and return what is stored of them."""
+        return array_fields(name, **options)
+
     # -- description -----------------------------------------------------------------------
 
     @property
@@ -49,7 +54,7 @@ class DicedArray:
 
     @property
     def kind(self) -> str:
-        """``image`` or ``label``."""
+        """``image``, ``label``, or a kind that a package added."""
         return self._spec.kind
 
     @property
@@ -75,7 +80,7 @@ class DicedArray:
     @property
     def islabel3D(self) -> bool:  # noqa: N802 - the name is DICED's
         """True for label arrays."""
-        return self._spec.kind == "label"
+        return self._spec.codec.startswith("label")
 
     @property
     def block_shape(self) -> tuple[int, ...]:
@@ -383,10 +388,7 @@ class DicedArray:
         return at[1]
 
     def _writable(self) -> Blocks:
-        self._repo._check_writable()
-        self._repo._spec(self._spec)  # deleted meanwhile?
-        if self.locked:
-            raise self._locked_error()
+        self._repo._check_writable(self._spec)
         return self._blocks()
 
     def _locked_error(self) -> LockedError:

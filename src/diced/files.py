@@ -36,6 +36,11 @@ class KeyValueArray:
         self._repo = repo
         self._spec = spec
 
+    @staticmethod
+    def describe(name: str, **_options: Any) -> dict[str, Any]:
+        """Return what is stored of the options of ``create_array``: none apply here."""
+        return {}
+
     @property
     def name(self) -> str:
         """Name, unique in the repo."""
@@ -143,7 +148,7 @@ class KeyValueArray:
 
     def put_many(self, values: Mapping[str, bytes | str], *, operation: str = "put") -> None:
         """Store several values in one commit, seen whole or not at all."""
-        self._check_writable()
+        self._repo._check_writable(self._spec)
         lane = self._lane()
         delta: dict[bytes, Entry | None] = {}
         segments: set[int] = set()
@@ -152,7 +157,7 @@ class KeyValueArray:
         self._commit(lane, delta, segments, operation)
 
     def __delitem__(self, key: str) -> None:
-        self._check_writable()
+        self._repo._check_writable(self._spec)
         lane = self._lane()
         name = self._key(key)
 
@@ -165,7 +170,7 @@ class KeyValueArray:
 
     def delete_many(self, names: list[str], *, operation: str = "delete") -> None:
         """Delete several keys in one commit; absent ones are ignored."""
-        self._check_writable()
+        self._repo._check_writable(self._spec)
         self._commit(self._lane(), {self._key(name): None for name in names}, set(), operation)
 
     def _commit(
@@ -234,12 +239,6 @@ class KeyValueArray:
 
     def _lane(self) -> Lane:
         return self._repo._lane(self._spec)
-
-    def _check_writable(self) -> None:
-        self._repo._check_writable()
-        self._repo._spec(self._spec)
-        if self.locked:
-            raise LockedError(f"{self.name!r}: {self._repo._locked_message()}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self._repo.get_array, (self.name,)

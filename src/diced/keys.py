@@ -11,6 +11,7 @@ metadata, ``r/<repo id>`` for a repo. Ids are random lower-case hex.
     <home>/locks/<node>                              roots of every lane at a locked node
     <home>/pages/3f/3f9c...e1.pg                     packed index pages
     <home>/segs/a0/a04d...77.seg                     frames
+    <home>/spare/<rest of a key>                     only while a rebuild replaces that object
 """
 
 from __future__ import annotations
@@ -87,6 +88,16 @@ def segment(home: str, object_id: int) -> str:
     """Return the key of a segment."""
     name = f"{object_id:016x}"
     return f"{segments(home)}/{name[:2]}/{name}.seg"
+
+
+def spares(home: str) -> str:
+    """Return the prefix of what a rebuild has made and not yet put in place."""
+    return f"{home}/spare"
+
+
+def spare(home: str, key: str) -> str:
+    """Return where a rebuild keeps the replacement of an object of a home meanwhile."""
+    return f"{spares(home)}/{key[len(home) + 1 :]}"
 
 
 def object_id(key: str) -> int:

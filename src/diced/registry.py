@@ -31,7 +31,11 @@ _targets: dict[str, dict[str, object]] = {
         "memory": "diced.engine.memory:open_memory",
     },
     "codec": {},
-    "kind": {},
+    "kind": {
+        "image": "diced.array:DicedArray",
+        "label": "diced.array:DicedArray",
+        "keyvalue": "diced.files:KeyValueArray",
+    },
 }
 _resolved: dict[tuple[str, str], object] = {}
 _lock = threading.Lock()

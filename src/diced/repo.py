@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from diced import registry
 from diced.array import DicedArray
+from diced.attrs import check_json
 from diced.dag import MASTER, OPEN, Node
 from diced.errors import (
     CorruptError,
@@ -19,7 +20,7 @@ from diced.errors import (
 )
 from diced.files import KeyValueArray
 from diced.history import History, locked_message
-from diced.spec import ArrayDtype, ArraySpec, array_fields
+from diced.spec import ArrayDtype, ArraySpec
 from diced.versioned import Lane, now
 
 if TYPE_CHECKING:
@@ -173,6 +174,7 @@ class DicedRepo:
             An extra last axis.
         kind : str, optional
             ``image``, ``label``, ``keyvalue``, or one that an installed package adds.
+            An array of a kind whose package is missing reads raw and cannot be written.
         attrs : dict, optional
             JSON attributes.
 
@@ -187,24 +189,24 @@ class DicedRepo:
         self._check_writable()
         if indexed or kind == "labelmap":
             raise UnsupportedError("indexed label arrays are not in this version of diced")
-        if kind == "keyvalue":
-            fields: dict[str, Any] = {"name": name, "kind": kind, "versioned": bool(versioned)}
-        else:
-            fields = array_fields(
-                name,
-                dtype,
-                dims,
-                islabel3D=islabel3D,
-                lossycompression=lossycompression,
-                versioned=versioned,
-                block_shape=block_shape,
-                codec=codec,
-                fill=fill,
-                voxel_size=voxel_size,
-                units=units,
-                channels=channels,
-                kind=kind,
-            )
+        if kind is None:
+            kind = "label" if islabel3D else "image"
+        fields = self._kind(kind).describe(
+            name,
+            dtype=dtype,
+            dims=dims,
+            islabel3D=islabel3D,
+            lossycompression=lossycompression,
+            block_shape=block_shape,
+            codec=codec,
+            fill=fill,
+            voxel_size=voxel_size,
+            units=units,
+            channels=channels,
+            kind=kind,
+        )
+        check_json(f"array {name!r}", dict(attrs or {}))
+        fields = {**fields, "name": name, "kind": kind, "versioned": bool(versioned)}
         fields["attrs"] = dict(attrs or {})
         return self._array(self._history.create_array(self._node_id, fields))
 
@@ -273,11 +275,19 @@ class DicedRepo:
         return self._history.visible(self._history.view(), self._node_id)
 
     def _array(self, spec: ArraySpec) -> Any:
-        if spec.kind == "keyvalue":
-            return KeyValueArray(self, spec)
-        if spec.kind in ("image", "label"):
-            return DicedArray(self, spec)
-        return registry.lookup("kind", spec.kind)(self, spec)
+        try:
+            kind = self._kind(spec.kind)
+        except NotFoundError:
+            # A package that is not installed made it: its blocks and keys can still be read.
+            kind = KeyValueArray if spec.dtype is None else DicedArray
+        return kind(self, spec)
+
+    def _kind(self, name: str) -> Any:
+        """Return the class of a kind: constructed with (repo, spec), `describe` checks options."""
+        return registry.lookup("kind", name)
+
+    def _is_known(self, spec: ArraySpec) -> bool:
+        return spec.kind in registry.names("kind")
 
     # -- versions --------------------------------------------------------------------------
 
@@ -455,10 +465,21 @@ class DicedRepo:
             raise NotFoundError(f"array {spec.name!r} was deleted")
         return newest
 
-    def _check_writable(self) -> None:
+    def _check_writable(self, spec: ArraySpec | None = None) -> None:
+        """Refuse what cannot be written: here at all, or to an array."""
         if self.readonly:
             raise ReadOnlyError("the repo was opened read-only")
         self.store._repo_fields(self._id)  # deleted meanwhile?
+        if spec is None:
+            return
+        self._spec(spec)
+        if spec.versioned and self.locked:
+            raise LockedError(f"{spec.name!r}: {self._locked_message()}")
+        if spec.kind not in ("image", "label", "keyvalue") and not self._is_known(spec):
+            raise UnsupportedError(
+                f"array {spec.name!r} is of kind {spec.kind!r}, whose package is not installed;"
+                " it can only be read"
+            )
 
     def _locked_message(self) -> str:
         view = self._history.view()

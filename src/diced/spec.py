@@ -12,7 +12,7 @@ import numpy as np
 
 from diced import codec as codecs
 from diced import grid
-from diced.errors import InvalidError, UnsupportedError, near_matches
+from diced.errors import InvalidError, near_matches
 
 # dtype name -> little-endian dtype string; the stored form never depends on the machine.
 DTYPES = {
@@ -23,7 +23,6 @@ DTYPES = {
     )
 }  # fmt: skip
 
-KINDS = ("image", "label", "keyvalue")
 MAX_BLOCK_BYTES = 2**30
 MAX_CHANNELS = 1024
 
@@ -126,31 +125,26 @@ class ArraySpec:
 
 def array_fields(
     name: str,
-    dtype: Any,
-    dims: int,
+    dtype: Any = ArrayDtype.uint8,
+    dims: int = 3,
     *,
-    islabel3D: bool,  # noqa: N803 - the name is DICED's
-    lossycompression: bool,
-    versioned: bool,
-    block_shape: Any,
-    codec: str | None,
-    fill: Any,
-    voxel_size: Any,
-    units: Any,
-    channels: int | None,
-    kind: str | None,
+    islabel3D: bool = False,  # noqa: N803 - the name is DICED's
+    lossycompression: bool = False,
+    block_shape: Any = None,
+    codec: str | None = None,
+    fill: Any = 0,
+    voxel_size: Any = None,
+    units: Any = None,
+    channels: int | None = None,
+    kind: str = "image",
 ) -> dict[str, Any]:
-    """Check the arguments of ``create_array`` and return the stored description.
+    """Check the arguments of ``create_array`` and return the stored description of blocks.
 
     Raises
     ------
-    InvalidError, UnsupportedError
+    InvalidError
     """
-    if kind is None:
-        kind = "label" if islabel3D else "image"
-    if kind not in KINDS:
-        raise UnsupportedError(f"array kind {kind!r} is not known" + near_matches(kind, KINDS))
-    label = kind == "label"
+    label = islabel3D or kind == "label"
     if isinstance(dims, bool) or not isinstance(dims, int) or not 1 <= dims <= grid.MAX_DIMS:
         raise InvalidError(f"array {name!r}: dims is 1 to {grid.MAX_DIMS}; got {dims!r}")
     element = check_dtype(dtype)
@@ -182,8 +176,6 @@ def array_fields(
         raise InvalidError(f"array {name!r}: codec {codec!r} does not suit kind {kind!r}")
     checked = codecs.get_codec(codec, element, shape, channels)
     return {
-        "name": name,
-        "kind": kind,
         "dtype": DTYPES[element.name],
         "dims": dims,
         "block_shape": list(shape),
@@ -192,7 +184,6 @@ def array_fields(
         "fill": _fill(name, fill, element, channels).hex(),
         "voxel_size": _per_axis(name, "voxel_size", voxel_size, dims, 1.0, float),
         "units": _per_axis(name, "units", units, dims, "", str),
-        "versioned": bool(versioned),
     }
 
 

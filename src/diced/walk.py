@@ -91,6 +91,17 @@ def lane_keys(
     return lanes, strays
 
 
+def repo_ids(engine: Engine) -> Iterator[str]:
+    """Yield the ids of the repo homes that hold anything, without listing what they hold."""
+    prefix = keys.repo_home("")
+    key = next(iter(engine.list(prefix.rstrip("/"))), None)
+    while key is not None:
+        repo_id = key[len(prefix) :].split("/")[0]
+        yield repo_id
+        # A tilde sorts after every character of a key.
+        key = next(iter(engine.list(prefix.rstrip("/"), f"{prefix}{repo_id}/~")), None)
+
+
 class PageDamage(NamedTuple):
     """A page that is missing, unreadable or not in its place."""
 

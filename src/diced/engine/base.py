@@ -215,8 +215,13 @@ class Engine(ABC):
         check_key(key)
         return contextlib.nullcontext()
 
-    def sweep_temps(self, older_than_seconds: float = 86400) -> int:
-        """Remove what interrupted writers left behind; return how many were removed."""
+    def sweep_temps(
+        self, older_than_seconds: float = 86400, *, count_only: bool = False
+    ) -> int:
+        """Remove what interrupted writers left behind; return how many were removed.
+
+        With `count_only` nothing is removed, also in an engine opened read-only.
+        """
         return 0
 
     def close(self) -> None:  # noqa: B027 - having nothing to release is fine

@@ -186,9 +186,11 @@ class LocalEngine(Engine):
         key, fd = self._create_fresh(prefix, suffix)
         return FileAppender(key, self._path(key), fd, self.durability, self._os)
 
-    def sweep_temps(self, older_than_seconds: float = 86400) -> int:
+    def sweep_temps(
+        self, older_than_seconds: float = 86400, *, count_only: bool = False
+    ) -> int:
         self._check_open()
-        if self.readonly:
+        if self.readonly and not count_only:
             raise ReadOnlyError(f"cannot sweep {self.url}: it was opened read-only")
         folder = self._path(".tmp")
         limit = time.time() - older_than_seconds
@@ -198,7 +200,8 @@ class LocalEngine(Engine):
                 for entry in entries:
                     try:
                         if entry.stat(follow_symlinks=False).st_mtime <= limit:
-                            self._os.unlink(entry.path)
+                            if not count_only:
+                                self._os.unlink(entry.path)
                             removed += 1
                     except FileNotFoundError:
                         continue  # its writer, or another sweep, was faster

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import re
 import struct
@@ -19,7 +20,13 @@ import numpy as np
 
 from diced import pool
 from diced.engine.base import translate
-from diced.errors import DicedException, InvalidError, NotFoundError, UnsupportedError
+from diced.errors import (
+    DicedException,
+    InvalidError,
+    NotFoundError,
+    UnsupportedError,
+    near_matches,
+)
 from diced.ingest.paths import expand
 
 T = TypeVar("T")
@@ -64,6 +71,10 @@ class Source(Protocol):
         An array is valid until the next one is asked for. Everything in front of an unreadable
         file is yielded before its error is raised.
         """
+        ...
+
+    def close(self) -> None:
+        """Close the files."""
         ...
 
 
@@ -151,17 +162,16 @@ class ImageStack:
         self._files = list(files)
         self._identities = [identify(path) for path in files]
         self._palette = palette
-        self._tiffs: dict[str, _Tiff] = {}
-        # (file, plane in it) of every plane. Only a stack that begins with a TIFF of several
-        # pages has every TIFF opened for its number of pages.
-        counted = files[0].lower().endswith(TIFFS) and self._tiff(files[0]).planes > 1
+        self._lock = threading.Lock()  # over the open TIFF and reading from it
+        self._open: _Tiff | None = None
+        # Only a stack that begins with a TIFF of several pages has every TIFF opened for its
+        # number of pages, and is read by one thread at a time.
+        self._paged = _pages(files[0]) > 1
         self._planes: list[tuple[int, int]] = [
             (i, page)
             for i, path in enumerate(files)
-            for page in range(
-                self._tiff(path).planes if counted and path.lower().endswith(TIFFS) else 1
-            )
-        ]
+            for page in range(_pages(path) if self._paged else 1)
+        ]  # (file, page in it) of every plane
         first = self._decode(0)
         self.dtype = first.dtype
         self.channels = first.shape[2] if first.ndim == 3 else None
@@ -219,17 +229,37 @@ class ImageStack:
     def _decode(self, z: int) -> np.ndarray:
         number, page = self._planes[z]
         path = self._files[number]
-        if path.lower().endswith(TIFFS):
-            return self._tiff(path).plane(page, alone=len(self._planes) == len(self._files))
-        return _image(path, self._palette)
+        if not path.lower().endswith(TIFFS):
+            return _image(path, self._palette)
+        if not self._paged:
+            with contextlib.closing(_Tiff(path)) as tiff:
+                if tiff.planes != 1:
+                    raise InvalidError(
+                        f"{path!r} has {tiff.planes} pages, unlike the stack's first image"
+                    )
+                return tiff.plane(0)
+        with self._lock:
+            if self._open is None or self._open.path != path:
+                self._close()
+                self._open = _Tiff(path)
+            return self._open.plane(page)
 
-    def _tiff(self, path: str) -> _Tiff:
-        found = self._tiffs.get(path)
-        if found is None:
-            found = _Tiff(path)
-            if found.planes > 1:
-                self._tiffs[path] = found  # others are opened again: files are few, images many
-        return found
+    def close(self) -> None:
+        """Close the files."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+
+def _pages(path: str) -> int:
+    if not path.lower().endswith(TIFFS):
+        return 1
+    with contextlib.closing(_Tiff(path)) as tiff:
+        return tiff.planes
 
 
 def _form(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
@@ -280,54 +310,65 @@ class _Tiff:
     """A TIFF file as planes: all axes of its first series but Y, X and samples."""
 
     def __init__(self, path: str):
-        self._path = path
-        self._lock = threading.Lock()
+        self.path = path
         tifffile = need("tifffile", "tifffile")
         with _reading(path):
             self._file = tifffile.TiffFile(path)
-            self._series = self._file.series[0]
-            axes, shape = self._series.axes, self._series.shape
+        try:
+            with _reading(path):
+                self._series = self._file.series[0]
+                self._axes()
+        except DicedException:
+            self.close()
+            raise
+
+    def _axes(self) -> None:
+        axes, shape = self._series.axes, self._series.shape
         if axes.endswith("YXS"):
             self._tail = shape[-3:]
         elif axes.endswith("YX"):
             self._tail = shape[-2:]
         else:
-            raise UnsupportedError(f"{path!r} has TIFF axes {axes}; the last must be YX or YXS")
+            raise UnsupportedError(
+                f"{self.path!r} has TIFF axes {axes}; the last must be YX or YXS"
+            )
         front = shape[: len(shape) - len(self._tail)]
         if sum(n > 1 for n in front) > 1 or "S" in axes[: len(front)]:
             raise UnsupportedError(
-                f"{path!r} has TIFF axes {axes} of sizes {tuple(shape)}; only one may come before YX"
+                f"{self.path!r} has TIFF axes {axes} of sizes {tuple(shape)};"
+                " only one may come before YX"
             )
-        self.planes = int(np.prod(front, dtype=np.int64))
+        self.planes = math.prod(front)
 
-    def plane(self, number: int, alone: bool) -> np.ndarray:
-        """Decode one plane, which must be the only one if `alone`."""
-        if alone and self.planes != 1:
-            raise InvalidError(
-                f"{self._path!r} has {self.planes} pages, unlike the stack's first image"
-            )
-        with self._lock, _reading(self._path):
+    def plane(self, number: int) -> np.ndarray:
+        """Decode one plane: (Y, X) or (Y, X, samples)."""
+        with _reading(self.path):
             series = self._series
-            if series.dataoffset is not None:  # uncompressed and in one piece, as ImageJ writes
-                kind = np.dtype(self._file.byteorder + series.dtype.char)
-                step = int(np.prod(self._tail, dtype=np.int64)) * kind.itemsize
-                handle = self._file.filehandle
-                handle.seek(series.dataoffset + number * step)
-                data = handle.read(step)
-                if len(data) < step:
-                    raise InvalidError(f"{self._path!r} is cut off")
-                return _native(np.frombuffer(data, kind).reshape(self._tail))
-            values = series.pages[number].asarray()
-            return _native(np.asarray(values).reshape(self._tail))
+            if series.dataoffset is None:
+                values = np.asarray(series.pages[number].asarray())
+                return _native(values.reshape(self._tail))
+            # Uncompressed and in one piece, maybe with a single page entry, as ImageJ writes it.
+            kind = np.dtype(series.dtype).newbyteorder(self._file.byteorder)
+            step = math.prod(self._tail) * kind.itemsize
+            handle = self._file.filehandle
+            handle.seek(series.dataoffset + number * step)
+            data = handle.read(step)
+            if len(data) < step:
+                raise InvalidError(f"{self.path!r} cannot be read: the file is truncated")
+            return _native(np.frombuffer(data, kind).reshape(self._tail))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 class ArrayFile:
     """A numpy or HDF5 array."""
 
-    def __init__(self, path: str, data: Any, channels: bool, ahead: bool):
+    def __init__(self, path: str, data: Any, channels: bool, file: Any = None):
         self._path = path
+        self._file = file
         self._data = data
-        self._ahead = ahead
         self._identity = [identify(path)]
         shape = tuple(int(n) for n in data.shape)
         if not shape or 0 in shape or (channels and len(shape) < 2):
@@ -342,7 +383,7 @@ class ArrayFile:
 
     def read(self, boxes: Sequence[Box], threads: int) -> Iterator[np.ndarray]:
         """Yield each box; a memory-mapped file is read only while the box is used."""
-        ahead = min(threads, 2) if self._ahead else 1
+        ahead = min(threads, 2) if self._file is not None else 1
         parts = pool.map_ordered(self._part, boxes, ahead, ahead)
         with contextlib.closing(parts):  # type: ignore[type-var]
             for part in parts:
@@ -354,9 +395,14 @@ class ArrayFile:
         try:
             with _reading(self._path):
                 part = self._data[tuple(slice(a, b) for a, b in zip(*box, strict=True))]
-                return _native(part) if self._ahead else part
+                return _native(part) if self._file is not None else part
         except DicedException as error:
             return error
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
 
 
 def _open_npy(path: str, channels: bool) -> ArrayFile:
@@ -365,7 +411,7 @@ def _open_npy(path: str, channels: bool) -> ArrayFile:
         raise UnsupportedError(f"{path!r}: of numpy's files only .npy can be read in pieces")
     with _reading(path):
         data = np.load(path, mmap_mode="r", allow_pickle=False)
-    return ArrayFile(path, data, channels, ahead=False)
+    return ArrayFile(path, data, channels)
 
 
 def _open_hdf5(path: str, dataset: str | None, channels: bool) -> ArrayFile:
@@ -373,18 +419,27 @@ def _open_hdf5(path: str, dataset: str | None, channels: bool) -> ArrayFile:
     identify(path)
     with _reading(path):
         file = h5py.File(path, "r")
-        names: list[str] = []
-        file.visititems(lambda name, each: names.append(name) if _is_dataset(each) else None)
-        if not dataset:
-            if len(names) != 1:
-                raise InvalidError(
-                    f"{path!r} has {len(names)} datasets; say which, as in"
-                    f" {path}:/{names[0] if names else 'name'}"
-                )
-            dataset = names[0]
-        if dataset not in file or not _is_dataset(file[dataset]):
-            raise NotFoundError(f"no dataset {dataset!r} in {path!r}; there is {names[:8]}")
-        return ArrayFile(path, file[dataset], channels, ahead=True)
+    try:
+        with _reading(path):
+            return ArrayFile(path, _dataset(file, path, dataset), channels, file)
+    except DicedException:
+        file.close()
+        raise
+
+
+def _dataset(file: Any, path: str, name: str | None) -> Any:
+    names: list[str] = []
+    file.visititems(lambda each, item: names.append(each) if _is_dataset(item) else None)
+    if not name:
+        if len(names) != 1:
+            raise InvalidError(
+                f"{path!r} has {len(names)} datasets; say which, as in"
+                f" {path}:/{names[0] if names else 'name'}"
+            )
+        name = names[0]
+    if name not in file or not _is_dataset(file[name]):
+        raise NotFoundError(f"no dataset {name!r} in {path!r}" + near_matches(name, names))
+    return file[name]
 
 
 def _is_dataset(each: Any) -> bool:
