@@ -15,7 +15,7 @@ import numpy as np
 
 from diced import _blocks, grid, pool
 from diced import codec as codecs
-from diced.errors import CorruptBlockError, CorruptError
+from diced.errors import CorruptBlockError, CorruptError, InvalidError, UnsupportedError
 from diced.home import Home
 from diced.log import Entry, Pointer
 from diced.segment import BLOCK, FLAG_LOSSY, Frame, frame_header
@@ -145,7 +145,12 @@ class Blocks:
 
     def _codec(self, codec_id: int, shape: tuple[int, ...]) -> codecs.Codec:
         spec = self.spec
-        return codecs.decoder(codec_id, spec.codec, spec.dtype, shape, spec.channels)
+        try:
+            return codecs.decoder(codec_id, spec.codec, spec.dtype, shape, spec.channels)
+        except InvalidError as error:
+            raise UnsupportedError(
+                f"array {spec.name!r}: {error}; is the package that adds it installed?"
+            ) from None
 
     def _element(self, entry: bytes) -> bytes:
         if entry[:1] != CONSTANT or len(entry) != 1 + len(self.spec.fill):

@@ -7,6 +7,7 @@ Pillow, tifffile and h5py are imported when a format needs them.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -294,7 +295,7 @@ class _Pages:
         self._flat = array.numdims == 2
         size = int(np.prod(shape, dtype=np.int64)) * array.dtype.itemsize
         self._tiff = tifffile.TiffWriter(self._file.temp, bigtiff=size > MAX_CLASSIC_TIFF)
-        self._photometric = _photometric(array)
+        self._save = functools.partial(self._tiff.write, **_tiff_options(array))
         self._rows: list[np.ndarray] = []
 
     def write(self, values: np.ndarray, first: int) -> None:
@@ -302,16 +303,11 @@ class _Pages:
             self._rows.append(values)  # one image is one page
             return
         for plane in values:
-            self._page(plane)
-
-    def _page(self, plane: np.ndarray) -> None:
-        self._tiff.write(
-            plane, photometric=self._photometric, metadata=None, compression="zlib", predictor=None
-        )
+            self._save(plane)
 
     def finish(self) -> list[str]:
         if self._flat:
-            self._page(np.concatenate(self._rows))
+            self._save(np.concatenate(self._rows))
         self._tiff.close()
         self._file.publish()
         return [self._file.path]
@@ -399,24 +395,19 @@ def _suits(array: DicedArray, format: str) -> None:
         )
 
 
-def _photometric(array: DicedArray) -> str:
-    return "rgb" if array.channels in (3, 4) else "minisblack"
+def _tiff_options(array: DicedArray) -> dict[str, Any]:
+    return {
+        "photometric": "rgb" if array.channels in (3, 4) else "minisblack",
+        "planarconfig": None if array.channels is None else "contig",
+        "compression": "zlib",
+        "metadata": None,
+    }
 
 
 def _saver(array: DicedArray, format: str, quality: int) -> Callable[[str, np.ndarray], None]:
     """Return what writes one image to a path."""
     if format == "tiff":
-        tifffile = _need("tifffile")
-        photometric = _photometric(array)
-        planar = "contig" if array.channels is not None else None
-
-        def save(path: str, plane: np.ndarray) -> None:
-            tifffile.imwrite(
-                path, plane, photometric=photometric, planarconfig=planar, metadata=None,
-                compression="zlib",
-            )  # fmt: skip
-
-        return save
+        return functools.partial(_need("tifffile").imwrite, **_tiff_options(array))
     pil = _need("PIL")
     options = {"quality": quality} if format == "jpeg" else {"compress_level": 3}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -88,6 +89,6 @@ def gaps(files: Sequence[str]) -> list[tuple[str, str]]:
     if len(varying) != 1 or not varying[0] % 2:
         return []
     numbers = [int(each[varying[0]]) for each in split]
-    steps = [b - a for a, b in zip(numbers, numbers[1:], strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(numbers)]
     usual = max(sorted(set(steps)), key=steps.count)
     return [(files[i], files[i + 1]) for i, step in enumerate(steps) if step != usual]

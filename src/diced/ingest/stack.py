@@ -291,7 +291,7 @@ def _image(path: str, palette: bool) -> np.ndarray:
         stream.seek(0)
         with pil.open(stream) as image:
             if getattr(image, "n_frames", 1) > 1:
-                raise UnsupportedError(f"{path!r} is an animation; only TIFF may have several pages")
+                raise UnsupportedError(f"{path!r} is an animation; only TIFF may have pages")
             # Pillow would drop the lower 8 bits without a word.
             if image.format == "PNG" and head[24] == 16 and head[25] & 2:
                 raise UnsupportedError(f"{path!r} is 16-bit colour, which needs TIFF")
