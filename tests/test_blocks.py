@@ -180,7 +180,7 @@ class TestFill:
     @given(pairs(), st.booleans())
     def test_equals_assignment(self, pair, channels):
         (_, src), (memory, dst) = pair
-        unit = dst.shape[-1] if channels else 1
+        unit = max(dst.shape[-1], 1) if channels else 1
         source = np.ascontiguousarray(src).reshape(-1)[:unit]
         element = source.tobytes() if len(source) == unit else bytes(dst.itemsize * unit)
         before = memory.copy()

@@ -60,7 +60,9 @@ cdef class _View:
             ) from None
         self.held = True
         if self.buffer.ndim > MAX_AXES:
-            raise InvalidError(f"{what} has {self.buffer.ndim} axes; at most {MAX_AXES} are possible")
+            raise InvalidError(
+                f"{what} has {self.buffer.ndim} axes; at most {MAX_AXES} are possible"
+            )
         if not 1 <= self.buffer.itemsize <= MAX_ITEM:
             raise InvalidError(
                 f"{what} has items of {self.buffer.itemsize} bytes; 1 to {MAX_ITEM} are possible"
@@ -152,7 +154,7 @@ cdef inline bint _step(
 
 # ---------------------------------------------------------------------------------- copy
 # `item` is a constant at most calls of the inline loops below, so that memcpy and memcmp of it
-# become single moves: 4,096 rows of 64 bytes take 5 us so, 19 us by library calls.
+# become single moves: 4,096 rows of 64 bytes take less than half the time of library calls.
 
 cdef inline void _copy_line(
     const char* src, char* dst, Py_ssize_t size, Py_ssize_t a, Py_ssize_t b, size_t item
@@ -208,13 +210,18 @@ cdef void _copy_tiles(const char* src, char* dst, Plan* plan) noexcept nogil:
             if item > 8:
                 for k in range(rows):
                     _copy_lines(
-                        a + k * plan.src[p], b + k * plan.dst[p], width, plan.src[q], plan.dst[q], item
+                        a + k * plan.src[p], b + k * plan.dst[p],
+                        width, plan.src[q], plan.dst[q], item,
                     )
             else:
                 for k in range(width):
-                    _copy_lines(a + k * plan.src[q], tile + k * item, rows, plan.src[p], pitch, item)
+                    _copy_lines(
+                        a + k * plan.src[q], tile + k * item, rows, plan.src[p], pitch, item
+                    )
                 for k in range(rows):
-                    _copy_lines(tile + k * pitch, b + k * plan.dst[p], width, item, plan.dst[q], item)
+                    _copy_lines(
+                        tile + k * pitch, b + k * plan.dst[p], width, item, plan.dst[q], item
+                    )
             j += TILE
         i += TILE
 
@@ -377,7 +384,9 @@ cdef bint _uniform(Plan* plan, const char* first, Py_ssize_t element) noexcept n
             return True
 
 
-cdef void _fill_row(char* row, Py_ssize_t size, const char* element, Py_ssize_t unit) noexcept nogil:
+cdef void _fill_row(
+    char* row, Py_ssize_t size, const char* element, Py_ssize_t unit
+) noexcept nogil:
     """Repeat `element` over `size` bytes, a multiple of `unit`."""
     cdef Py_ssize_t done, step, limit
     if unit == 1 or memcmp(element, element + 1, unit - 1) == 0:
@@ -611,7 +620,9 @@ def partition(lo, hi, block_shape):
         if not 1 <= block_shape[k] <= 2**31:
             raise InvalidError(f"block sizes are 1 to 2**31; got {tuple(block_shape)}")
         if lo[k] > hi[k]:
-            raise InvalidError(f"a box ends where it starts or after; got {tuple(lo)} to {tuple(hi)}")
+            raise InvalidError(
+                f"a box ends where it starts or after; got {tuple(lo)} to {tuple(hi)}"
+            )
         if lo[k] < LOWEST or hi[k] > HIGHEST + 1:
             raise BadIndexError(
                 f"coordinates are signed 32-bit; got the box {tuple(lo)} to {tuple(hi)}"
@@ -622,7 +633,9 @@ def partition(lo, hi, block_shape):
         a, b, c = table[0, k], table[1, k], table[2, k]
         rows *= _floor(b - 1, c) - _floor(a, c) + 1 if b > a else 0
     if rows > HIGHEST:
-        raise InvalidError(f"the box {tuple(lo)} to {tuple(hi)} meets {rows} blocks: too many at once")
+        raise InvalidError(
+            f"the box {tuple(lo)} to {tuple(hi)} meets {rows} blocks: too many at once"
+        )
     coords = np.empty((rows, n), np.int64)
     begin = np.empty((rows, n), np.int64)
     count = np.empty((rows, n), np.int64)

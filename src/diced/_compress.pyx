@@ -133,7 +133,9 @@ def crc32c(data, uint32_t value=0, path=None):
     return value
 
 
-cdef inline uint32_t _crc(uint32_t value, const Py_buffer* buffer, bint instructions) noexcept nogil:
+cdef inline uint32_t _crc(
+    uint32_t value, const Py_buffer* buffer, bint instructions
+) noexcept nogil:
     if instructions:
         return diced_crc_instructions(value, <const unsigned char*>buffer.buf, buffer.len)
     return diced_crc_tables(value, <const unsigned char*>buffer.buf, buffer.len)
@@ -219,7 +221,8 @@ cdef class _Lz4:
             except ImportError as error:
                 raise UnsupportedError(f"package lz4 cannot be imported: {error}") from None
             self.package = package
-            self.facts = {"source": source, "version": library_version_string(), "path": package.__file__}
+            version = library_version_string()
+            self.facts = {"source": source, "version": version, "path": package.__file__}
             return
         lib = _load(
             source, "lz4", "block", "_block",

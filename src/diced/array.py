@@ -379,7 +379,7 @@ class DicedArray:
         """Return the blocks at the repo's current version."""
         node_id = self._repo._node_id
         at = self._at
-        if at is None or at[0] != node_id:
+        if at is None or at[0] != node_id or at[1].lane.stale:
             lane = self._repo._lane(self._spec)
             blocks = Blocks(
                 self._repo._history.home, lane, self._spec, self._repo.store.threads

@@ -68,7 +68,8 @@ def block_nbytes(dtype: Any, block_shape: Sequence[int], channels: int | None = 
     channels : int, optional
         Size of the channel axis; None for an array without one.
     """
-    return int(math.prod(block_shape)) * np.dtype(dtype).itemsize * (channels or 1)
+    item: int = np.dtype(dtype).itemsize
+    return math.prod(block_shape) * item * (channels or 1)
 
 
 class Codec:

@@ -27,7 +27,7 @@ from diced.store import DEAD as DEAD_REPOS
 from diced.store import INFO, REPOS, DicedStore
 from diced.versioned import Base, Lane
 from diced.walk import (
-    DAMAGE,
+    UNREADABLE,
     Fold,
     LaneKeys,
     PageDamage,
@@ -147,7 +147,7 @@ def _check_store_file(store: DicedStore, report: Report) -> None:
         fields = json.loads(store.engine.get(keys.STORE_FILE))
         if fields["store"] != store.uuid or not isinstance(fields["required"], list):
             raise CorruptError(f"it names store {fields['store']!r}, not {store.uuid!r}")
-    except DAMAGE as error:
+    except UNREADABLE as error:
         report.error("store-file", keys.STORE_FILE, f"{keys.STORE_FILE} is damaged: {error}; "
                      + RESTORE.format("it"))
 
@@ -166,7 +166,7 @@ class HomeCheck:
         self.threads = store.threads
         self.progress = progress or (lambda _text: None)
         self.home = Home(store.engine, prefix, store.cache_bytes)
-        self.pages = Pages(self.home)
+        self.pages = Pages(self.home, UNREADABLE)
         # Listed before anything is read: what a writer adds meanwhile is not taken for an orphan.
         self.packs = {keys.object_id(key) for key in self.engine.list(keys.pages(prefix))}
         self.segments = {keys.object_id(key) for key in self.engine.list(keys.segments(prefix))}
@@ -184,7 +184,7 @@ class HomeCheck:
         fold = LaneCheck(self, lane, where, None).run(self._lane_keys(lane), Base())
         try:
             return fold.tables(spaces)
-        except DAMAGE as error:
+        except UNREADABLE as error:
             self.report.error("bad-record", where, f"{where} does not read as tables: {error}; "
                               + REBUILD)
             return {space: {} for space in spaces}
@@ -199,7 +199,7 @@ class HomeCheck:
         try:
             view = View(0, tables)
             nodes = view.dag.ordered()
-        except DAMAGE as error:
+        except UNREADABLE as error:
             self.report.error("bad-record", self.name, f"{self.name}: the metadata do not make a"
                               f" history: {error}; " + RESTORE.format("its log"))
             return
@@ -253,7 +253,7 @@ class HomeCheck:
             self.report.error("missing-lock", where, f"{where}: the lock object {key} is missing,"
                               f" so no array can be read there; {REBUILD}")
             return {}
-        except DAMAGE as error:
+        except UNREADABLE as error:
             self.report.error("bad-lock", where, f"{where}: the lock object {key} is damaged"
                               f" ({error}), so no array can be read there; {REBUILD}")
             return {}
@@ -310,7 +310,7 @@ class HomeCheck:
                     head for head in frame_heads(self.engine, key, end, size)
                     if head.kind == COMMIT and (head.lane.hex() in known or not any(head.lane))
                 ]  # fmt: skip
-            except DAMAGE as error:
+            except UNREADABLE as error:
                 report.error("missing-segment", self.name, f"{key} cannot be read: {error}")
                 continue
             report.count("bytes", size)
@@ -415,7 +415,7 @@ class LaneCheck:
                 self.owner.covered(tuple(head["body"]))
             fold.add(record)
             return record
-        except DAMAGE as error:
+        except UNREADABLE as error:
             self._error("bad-record", f"record {number} is damaged ({error}); {REBUILD}, or "
                         + RESTORE.format(keys.record(self.lane.log.prefix, number)))
             fold.lose()
@@ -430,7 +430,7 @@ class LaneCheck:
                 raise CorruptError("it is of another record")
             base = Base.parse(record.head)
             self._check_txids(record.head, number)
-        except DAMAGE as error:
+        except UNREADABLE as error:
             self._error("bad-snapshot", f"the snapshot after record {number} is damaged"
                         f" ({error}); {REBUILD}")
             return
@@ -497,7 +497,7 @@ class LaneCheck:
         for space, key, pointer in group:
             try:
                 self._read_frame(space, key, pointer)
-            except DAMAGE as error:
+            except UNREADABLE as error:
                 place = keys.segment(self.owner.home.prefix, pointer[0])
                 wrong.append(f"{self._name(key)}, in {place} at {pointer[1]} ({error}), cannot be"
                              " read here nor at descendants that did not rewrite it; "

@@ -75,12 +75,19 @@ class History:
     def __init__(self, home: Home, user: str):
         self.home = home
         self.user = user
-        lane = Lane(home, keys.META_LANE, keys.NO_NODE, Base(), journal=False)
-        self.meta = Meta(lane, (NODES, ARRAYS, TAGS, COUNTERS, DEAD))
         self._lock = threading.Lock()
-        self._view: View | None = None
         self._lanes: dict[tuple[str, str], Lane] = {}
+        self.renew()
+
+    def renew(self) -> None:
+        """Forget what was read: a rebuild replaces what otherwise never changes."""
+        lane = Lane(self.home, keys.META_LANE, keys.NO_NODE, Base(), journal=False)
+        self.meta = Meta(lane, (NODES, ARRAYS, TAGS, COUNTERS, DEAD))
+        self._view: View | None = None
         self._locks: dict[str, dict[str, Base]] = {}
+        for old in self._lanes.values():
+            old.stale = True
+        self._lanes = {}
 
     def view(self) -> View:
         """Return the newest metadata; one freshness probe."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from diced import keys
@@ -27,6 +27,8 @@ VERSION = 1
 
 DATA, LOCK, ROLL, PROPOSAL, SNAPSHOT, LOCKED_NODE = 1, 2, 3, 4, 5, 6
 DELTA, READS = 1, 2
+SECTION_KEYS = 32768
+SECTION_BYTES = 4 * 2**20
 
 Pointer = tuple[int, int, int]
 Entry = Pointer | bytes
@@ -68,14 +70,14 @@ class Record:
     def encode(self) -> bytes:
         """Return the bytes of the record."""
         sections = [
-            (DELTA, space, _encode_entries(changes.items()))
+            (DELTA, space, page)
             for space, changes in sorted(self.delta.items())
-            if changes
+            for page in _encode_entries(changes.items())
         ]
         sections += [
-            (READS, space, _encode_entries((key, None) for key in names))
+            (READS, space, page)
             for space, names in sorted(self.reads.items())
-            if names
+            for page in _encode_entries((key, None) for key in names)
         ]
         head = json.dumps(self.head, separators=(",", ":"), sort_keys=True).encode()
         parts = [RECORD.pack(MAGIC, VERSION, self.type, len(sections), len(head)), head]
@@ -122,8 +124,7 @@ class Record:
             offset += length
             if kind == DELTA:
                 changes = delta.setdefault(space, {})
-                for index, key in enumerate(page.keys):
-                    changes[key] = page.entry(index)
+                changes.update(page.items())
             elif kind == READS:
                 reads.setdefault(space, []).extend(page.keys)
             else:
@@ -133,9 +134,20 @@ class Record:
         return cls(record_type, head, delta, reads)
 
 
-def _encode_entries(items: Iterable[tuple[bytes, Entry | None]]) -> bytes:
-    ordered = sorted(items, key=lambda item: item[0])
-    return encode_page([key for key, _ in ordered], [entry for _, entry in ordered], 0)
+def _encode_entries(items: Iterable[tuple[bytes, Entry | None]]) -> Iterator[bytes]:
+    """Yield pages of at most SECTION_KEYS keys and about SECTION_BYTES of keys and values."""
+    keys_part: list[bytes] = []
+    entries: list[Entry | None] = []
+    size = 0
+    for key, entry in sorted(items, key=lambda item: item[0]):
+        keys_part.append(key)
+        entries.append(entry)
+        size += len(key) + (len(entry) if isinstance(entry, bytes) else 0)
+        if len(keys_part) == SECTION_KEYS or size >= SECTION_BYTES:
+            yield encode_page(keys_part, entries, 0)
+            keys_part, entries, size = [], [], 0
+    if keys_part:
+        yield encode_page(keys_part, entries, 0)
 
 
 def new_txid() -> str:

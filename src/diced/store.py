@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -104,12 +105,20 @@ class DicedStore:
             self.engine.close()
             raise
         self._home = Home(self.engine, keys.STORE_HOME, cache_bytes)
-        lane = Lane(self._home, keys.META_LANE, keys.NO_NODE, Base(), journal=False)
-        self._meta = Meta(lane, (REPOS, INFO, DEAD))
         self._lock = threading.Lock()
         self._histories: dict[str, History] = {}
-        if not readonly and self._meta.read()[1][DEAD]:
-            self._sweep_later()
+        self.renew()
+        # A damaged index must not keep a rebuild from opening the store; reads will raise.
+        with contextlib.suppress(CorruptError):
+            if not readonly and self._meta.read()[1][DEAD]:
+                self._sweep_later()
+
+    def renew(self) -> None:
+        """Forget what was read: a rebuild replaces what otherwise never changes."""
+        lane = Lane(self._home, keys.META_LANE, keys.NO_NODE, Base(), journal=False)
+        self._meta = Meta(lane, (REPOS, INFO, DEAD))
+        for history in self._histories.values():
+            history.renew()
 
     def _open(self, create: bool) -> str:
         """Return the store's UUID, after making or checking ``diced.json``."""

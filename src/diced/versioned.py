@@ -198,6 +198,7 @@ class Lane:
         self.base = base
         self.journal = journal
         self.log = CommitLog(home.engine, keys.lane(home.prefix, lane_id, node_id))
+        self.stale = False  # its roots were replaced by a rebuild: handles get another lane
         self.lane_bytes = bytes.fromhex(lane_id) if journal else b"\0" * 8
         self._snapshot_records = SNAPSHOT_RECORDS if journal else META_SNAPSHOT_RECORDS
         self.renew_locks()

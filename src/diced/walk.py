@@ -21,9 +21,11 @@ from diced.meta import Tables
 from diced.segment import CHECK, COMMIT, HEADER, MAGIC, MAX_KEY, Frame
 from diced.versioned import Base, parse_box
 
-# What reading damaged bytes can raise: our own errors, and whatever a header that is sound JSON
-# but not what diced writes makes of the code that takes it apart.
-DAMAGE = (DicedException, ArithmeticError, LookupError, TypeError, ValueError, struct.error)
+# What taking damaged bytes apart can raise: our own errors, and whatever a header that is sound
+# JSON but not what diced writes does to the code that reads it.
+DAMAGE = (CorruptError, ArithmeticError, LookupError, TypeError, ValueError, struct.error)
+# Also that the medium failed or the format is newer, which a check reports and nothing mends.
+UNREADABLE = (*DAMAGE, DicedException)
 
 WINDOW = 1 << 17
 
@@ -124,6 +126,12 @@ _LOST = _Summary(-1, 0, b"", b"", False)
 class Pages:
     """Verifies trees, every page once however many versions share it.
 
+    Parameters
+    ----------
+    home : Home
+    expected : tuple of exception types
+        What counts as damage of a page; anything else is raised.
+
     Attributes
     ----------
     packs : set of int
@@ -132,8 +140,9 @@ class Pages:
         Distinct pages met, and their stored bytes.
     """
 
-    def __init__(self, home: Home):
+    def __init__(self, home: Home, expected: tuple[type[Exception], ...] = DAMAGE):
         self.home = home
+        self._expected = expected
         self.packs: set[int] = set()
         self.nbytes = 0
         self._seen: dict[Pointer, _Summary] = {}
@@ -158,7 +167,7 @@ class Pages:
             page = self.home.load(pointer)
             if not len(page) or page.has_tombstones:
                 raise CorruptError("the page is empty or part of a delta, not of a tree")
-        except DAMAGE as error:
+        except self._expected as error:
             missing = not self.home.engine.exists(keys.pack(self.home.prefix, pointer[0]))
             damage.append(PageDamage(pointer, missing, str(error)))
             self._seen[pointer] = _LOST

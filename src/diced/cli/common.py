@@ -71,9 +71,7 @@ def command(
         shared.add_argument(
             "--progress", action="store_true", help="show progress even if not on a terminal"
         )
-        shared.add_argument(
-            "-q", "--quiet", action="store_true", help="print nothing but errors"
-        )
+        shared.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     shared.add_argument("--threads", type=positive, metavar="N", help="for large reads and writes")
     shared.add_argument("--json", action="store_true", help="print JSON")
     shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -127,7 +125,9 @@ def integers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(each) for each in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text.strip()!r} is not whole numbers and commas") from None
+        raise argparse.ArgumentTypeError(
+            f"{text.strip()!r} is not whole numbers and commas"
+        ) from None
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -290,22 +290,24 @@ def span(lo: Sequence[int], hi: Sequence[int]) -> str:
 
 @contextlib.contextmanager
 def bar(args: argparse.Namespace, what: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a callable for (done, total) bytes that moves a bar on stderr, if there is to be one."""
+    """Yield a callable for (done, total) bytes that moves a bar on stderr, if one is wanted."""
     if args.quiet or not (args.progress or sys.stderr.isatty()):
         yield lambda _done, _total: None
         return
     from tqdm import tqdm
 
-    with tqdm(
-        desc=what, unit="B", unit_scale=True, unit_divisor=1024, file=sys.stderr, leave=True
-    ) as shown:
+    shown: tqdm[Any] | None = None
 
-        def move(done: int, total: int) -> None:
-            if shown.total is None:
-                # Skipped slabs are no measure of speed.
-                shown.initial = done
-                shown.reset(total)
-                shown.n = done
-            shown.update(done - shown.n)
+    def move(done: int, total: int) -> None:
+        nonlocal shown
+        if shown is None:  # what was stored before is no measure of speed
+            shown = tqdm(
+                desc=what, total=total, initial=done, unit="B", unit_scale=True, file=sys.stderr
+            )
+        shown.update(done - shown.n)
 
+    try:
         yield move
+    finally:
+        if shown is not None:
+            shown.close()

@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 
 import diced
@@ -101,13 +102,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(args, error)
     except OSError as error:
         name = f"open {error.filename!r}" if error.filename is not None else "go on"
-        if args.debug:
-            raise
-        return _fail(args, translate(error, name))
+        failure = translate(error, name)
+        failure.__cause__ = error
+        return _fail(args, failure)
 
 
 def _fail(args: argparse.Namespace, error: errors.DicedException) -> int:
-    if args.debug and error.__traceback__ is not None:
-        raise error
+    if args.debug:
+        traceback.print_exception(error)
     print(f"diced: error: {' '.join(str(error).split())}", file=sys.stderr)
     return next(code for kind, code in EXIT_CODES if isinstance(error, kind))

@@ -92,7 +92,7 @@ def _init(args: argparse.Namespace) -> None:
     if not args.exist_ok:
         raise AlreadyExistsError(f"{where} is a store already")
     with common.open_store(args) as store:
-        common.show(args, {"store": store.url, "uuid": store.uuid}, f"{store.url} was there already")
+        common.show(args, {"store": store.url, "uuid": store.uuid}, f"{store.url} exists already")
 
 
 def _repos(args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from diced.cli import common
 
@@ -65,7 +66,7 @@ def _log(args: argparse.Namespace) -> None:
         tags: dict[str, list[str]] = {}
         for tag, uuid in repo.tags().items():
             tags.setdefault(uuid, []).append(tag)
-        versions = [
+        versions: list[dict[str, Any]] = [
             {
                 "uuid": each.uuid, "number": each.number, "parents": list(each.parents),
                 "branch": each.branch, "locked": each.locked, "note": each.note,
@@ -80,8 +81,9 @@ def _log(args: argparse.Namespace) -> None:
             named = "".join(f" [{tag}]" for tag in tags.get(str(version["uuid"]), []))
             state = "" if version["locked"] else " (open)"
             lines.append(f"{version['uuid']}  {version['branch']}{state}{named}")
-            lines.append(f"    {str(version['created'])[:19]}  {version['user']}  {version['note']}")
-            lines += [f"    {each}" for each in tuple(version["log"])]  # type: ignore[arg-type]
+            when = str(version["created"])[:19]
+            lines.append(f"    {when}  {version['user']}  {version['note']}".rstrip())
+            lines += [f"    {each}" for each in version["log"]]
         common.show(args, versions, lines)
 
 

@@ -383,10 +383,11 @@ def _planar(array: DicedArray, what: str) -> None:
 
 def _suits(array: DicedArray, format: str) -> None:
     """Raise unless a format of images can hold an array's voxels as they are."""
-    kinds = {
+    formats: dict[str, dict[str, tuple[int | None, ...]]] = {
         "png": {"bool": (None,), "uint8": (None, 2, 3, 4), "uint16": (None,)},
         "jpeg": {"uint8": (None, 3)},
-    }.get(format)
+    }
+    kinds = formats.get(format)
     if kinds is not None and array.channels not in kinds.get(array.dtype.name, ()):
         channels = "" if array.channels is None else f" with {array.channels} channels"
         raise UnsupportedError(

@@ -2,6 +2,8 @@
 
 from diced.ingest.importer import Result, ingest
 from diced.ingest.paths import expand, gaps
-from diced.ingest.stack import Source, open_source
+from diced.ingest.stack import ArrayFile, ImageStack, Source, open_source
 
-__all__ = ["Result", "Source", "expand", "gaps", "ingest", "open_source"]
+__all__ = [
+    "ArrayFile", "ImageStack", "Result", "Source", "expand", "gaps", "ingest", "open_source",
+]  # fmt: skip

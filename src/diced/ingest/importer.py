@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -136,11 +136,11 @@ def ingest(
 
 def _voxels(
     source: Source, todo: list[_Slab], threads: int, skipped: int
-) -> Iterator[np.ndarray]:
+) -> Generator[np.ndarray, None, None]:
     """Yield the voxels of each slab; errors say what is stored and how to go on."""
     number = skipped
     parts = source.read([slab.source for slab in todo], threads)
-    with contextlib.closing(parts):  # type: ignore[type-var]
+    with contextlib.closing(parts):
         while True:
             try:
                 values = next(parts, None)

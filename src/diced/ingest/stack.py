@@ -13,7 +13,7 @@ import re
 import struct
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -65,7 +65,7 @@ class Source(Protocol):
         """Return (name, size, mtime) of the files behind planes ``start:stop`` of axis 0."""
         ...
 
-    def read(self, boxes: Sequence[Box], threads: int) -> Iterator[np.ndarray]:
+    def read(self, boxes: Sequence[Box], threads: int) -> Generator[np.ndarray, None, None]:
         """Yield the voxels of each box, in order, reading ahead on up to `threads` threads.
 
         An array is valid until the next one is asked for. Everything in front of an unreadable
@@ -93,9 +93,7 @@ def need(module: str, package: str) -> Any:
 
         return h5py
     except ImportError:
-        raise UnsupportedError(
-            f"this needs {package}: pip install 'diced[images]'"
-        ) from None
+        raise UnsupportedError(f"this needs {package}: pip install 'diced[images]'") from None
 
 
 def identify(path: str) -> Identity:
@@ -159,7 +157,7 @@ class ImageStack:
     """2-D images, all of one shape and dtype, stacked along a new first axis."""
 
     def __init__(self, files: Sequence[str], palette: bool = False):
-        self._files = list(files)
+        self.files = list(files)
         self._identities = [identify(path) for path in files]
         self._palette = palette
         self._lock = threading.Lock()  # over the open TIFF and reading from it
@@ -184,7 +182,7 @@ class ImageStack:
         # Pages before these in the first file shift what a plane is.
         return [(f"{self._planes[start][1]}", 0, 0), *(self._identities[i] for i in files)]
 
-    def read(self, boxes: Sequence[Box], threads: int) -> Iterator[np.ndarray]:
+    def read(self, boxes: Sequence[Box], threads: int) -> Generator[np.ndarray, None, None]:
         """Yield each box; shape of the box, then channels."""
         jobs = (
             (z, slice(lo[1], hi[1]), slice(lo[2], hi[2]))
@@ -217,18 +215,18 @@ class ImageStack:
         except DicedException as error:
             return error
         wanted = self.shape[1:] + (() if self.channels is None else (self.channels,))
-        path = self._files[self._planes[z][0]]
+        path = self.files[self._planes[z][0]]
         if plane.shape != wanted or plane.dtype != self.dtype:
             return InvalidError(
                 f"{path!r} is {_form(plane.shape, plane.dtype)}, unlike the stack's first image,"
-                f" {self._files[0]!r}: {_form(wanted, self.dtype)}"
+                f" {self.files[0]!r}: {_form(wanted, self.dtype)}"
             )
         part = plane[rows, columns]
         return part if part.shape == plane.shape else part.copy()
 
     def _decode(self, z: int) -> np.ndarray:
         number, page = self._planes[z]
-        path = self._files[number]
+        path = self.files[number]
         if not path.lower().endswith(TIFFS):
             return _image(path, self._palette)
         if not self._paged:
@@ -286,6 +284,13 @@ def _reading(path: str) -> Iterator[None]:
 def _image(path: str, palette: bool) -> np.ndarray:
     """Decode a single image: (Y, X) or (Y, X, channels)."""
     pil = need("PIL", "Pillow")
+    try:
+        return _decode_image(pil, path, palette)
+    except pil.DecompressionBombError as error:
+        raise InvalidError(f"{path!r}: {error}; PIL.Image.MAX_IMAGE_PIXELS sets it") from error
+
+
+def _decode_image(pil: Any, path: str, palette: bool) -> np.ndarray:
     with _reading(path), open(path, "rb") as stream:
         head = stream.read(26)
         stream.seek(0)
@@ -338,7 +343,7 @@ class _Tiff:
                 f"{self.path!r} has TIFF axes {axes} of sizes {tuple(shape)};"
                 " only one may come before YX"
             )
-        self.planes = math.prod(front)
+        self.planes: int = math.prod(front)
 
     def plane(self, number: int) -> np.ndarray:
         """Decode one plane: (Y, X) or (Y, X, samples)."""
@@ -381,7 +386,7 @@ class ArrayFile:
         """Return (name, size, mtime) of the file."""
         return self._identity
 
-    def read(self, boxes: Sequence[Box], threads: int) -> Iterator[np.ndarray]:
+    def read(self, boxes: Sequence[Box], threads: int) -> Generator[np.ndarray, None, None]:
         """Yield each box; a memory-mapped file is read only while the box is used."""
         ahead = min(threads, 2) if self._file is not None else 1
         parts = pool.map_ordered(self._part, boxes, ahead, ahead)

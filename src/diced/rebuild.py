@@ -1,0 +1,350 @@
+"""Making the index of a store anew from its logs and segments.
+
+Trees, snapshots and lock objects are derived: each is compared with what the records make, kept if
+it is sound and equal, and replaced otherwise. A record that is lost at a known place is taken from
+its COMMIT frame. Nothing is guessed: what cannot be known is reported and left alone.
+
+Writers must be stopped by the operator. Stopping a rebuild is safe at any point; the next one goes
+on with it. The order of the steps is in ``docs/fsck.md``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diced import keys, log, versioned
+from diced.dag import LOCKED, LOCKING, Node
+from diced.errors import CorruptError, NotFoundError, ReadOnlyError
+from diced.fsck import REPO_SPACES, RESTORE, STORE_SPACES, Progress, Report
+from diced.history import View
+from diced.home import Home
+from diced.log import Pointer, Record
+from diced.spec import ArraySpec
+from diced.store import REPOS, DicedStore
+from diced.versioned import Base, Lane, now
+from diced.walk import DAMAGE, Fold, LaneKeys, Pages, commit_record, commits, lane_keys, repo_ids
+
+# Entries held in memory before they go to pages and a snapshot, as a committer's would.
+FLUSH_ENTRIES = 1 << 20
+
+
+def rebuild(
+    store: DicedStore, repo: str | None = None, progress: Progress | None = None
+) -> Report:
+    """Make the index of a store, or of its metadata and one repo, anew.
+
+    Parameters
+    ----------
+    repo : str, optional
+        Name of the only repo to rebuild.
+    progress : callable, optional
+        Gets a line of text before each lane.
+
+    Returns
+    -------
+    Report
+        Its problems are what could not be rebuilt.
+
+    Raises
+    ------
+    ReadOnlyError, NotFoundError, EngineError
+    """
+    if store.readonly:
+        raise ReadOnlyError(f"{store.url} was opened read-only")
+    report = Report()
+    try:
+        tables = _Rebuild(store, keys.STORE_HOME, "store", report, progress).meta(STORE_SPACES)
+        # Without the store's lane no repo has a name, but each has its own index.
+        names = (
+            {repo_id: keys.repo_home(repo_id) for repo_id in repo_ids(store.engine)}
+            if tables is None
+            else {key.decode(): each["name"] for key, each in tables[REPOS].items()}
+        )
+        if repo is not None and repo not in names.values():
+            raise NotFoundError(f"no repo {repo!r} in {store.url}")
+        for repo_id, name in sorted(names.items(), key=lambda item: str(item[1])):
+            if repo is None or name == repo:
+                home = keys.repo_home(repo_id)
+                _Rebuild(store, home, f"repo {name!r}", report, progress).repo()
+    finally:
+        store.renew()
+    return report
+
+
+class _Rebuild:
+    """The rebuild of one home."""
+
+    def __init__(
+        self, store: DicedStore, prefix: str, name: str, report: Report, progress: Progress | None
+    ):
+        self.engine = store.engine
+        self.name = name
+        self.report = report
+        self.progress = progress or (lambda _text: None)
+        self.home = Home(store.engine, prefix, store.cache_bytes)
+        self.pages = Pages(self.home)
+        self._finish_replacing()
+
+    # -- replacing objects -----------------------------------------------------------------
+
+    def _finish_replacing(self) -> None:
+        """Put in place what an interrupted rebuild had taken the old object away for."""
+        for spare in list(self.engine.list(keys.spares(self.home.prefix))):
+            key = self.home.prefix + spare.removeprefix(keys.spares(self.home.prefix))
+            if not self.engine.exists(key):
+                data = self.engine.get(spare)
+                record = Record.decode(data, spare)
+                self.engine.put_if_absent(key, data, bytes.fromhex(record.head["txid"]))
+            self.engine.delete(spare)
+
+    def _replace(self, key: str, data: bytes, txid: str) -> None:
+        """Store an object whose key may hold a damaged one, which goes only when this is safe."""
+        stamp = bytes.fromhex(txid)
+        if not self.engine.exists(key):
+            self.engine.put_if_absent(key, data, stamp)
+            return
+        spare = keys.spare(self.home.prefix, key)
+        self.engine.put_if_absent(spare, data, stamp)
+        self.engine.delete(key)
+        self.engine.put_if_absent(key, data, stamp)
+        self.engine.delete(spare)
+
+    # -- homes and nodes -------------------------------------------------------------------
+
+    def meta(self, spaces: tuple[int, ...]) -> Any:
+        """Rebuild the metadata lane; return its tables, or None if they cannot be known."""
+        lane = Lane(self.home, keys.META_LANE, keys.NO_NODE, Base(), journal=False)
+        fold = _LaneRebuild(self, lane, f"{self.name}, metadata", Base()).run()
+        return None if fold.base is None else fold.tables(spaces)
+
+    def repo(self) -> None:
+        """Rebuild a repo's home: its metadata, then every node after its parents."""
+        tables = self.meta(REPO_SPACES)
+        if tables is None:
+            return
+        view = View(0, tables)
+        finals: dict[str, dict[str, Base]] = {}
+        for node in view.dag.ordered():
+            finals[node.id] = self._node(view, node, finals)
+        for spec in view.arrays.values():
+            if not spec.versioned:
+                lane = Lane(self.home, spec.id, keys.NO_NODE, Base())
+                _LaneRebuild(self, lane, f"{self.name}, array {spec.name!r}", Base()).run()
+
+    def _node(
+        self, view: View, node: Node, finals: dict[str, dict[str, Base]]
+    ) -> dict[str, Base]:
+        ancestry = view.dag.ancestry(node)
+        shown = [each for each in view.arrays.values() if each.versioned and each.node in ancestry]
+        key = keys.lock(self.home.prefix, node.id)
+        locked = node.status == LOCKED or (node.status == LOCKING and self.engine.exists(key))
+        old = self._old_lock(key, node) if locked else {}
+        new: dict[str, Base] = {}
+        for spec in shown:
+            base: Base | None = Base()
+            if node.parents and spec.node != node.id:
+                base = finals[node.parents[0]][spec.id]
+            where = f"{self.name}, array {spec.name!r}, version {node.uuid}"
+            lane = Lane(self.home, spec.id, node.id, base or Base())
+            each = _LaneRebuild(self, lane, where, base)
+            fold = each.run()
+            if locked:
+                new[spec.id] = each.final(fold, old.get(spec.id))
+        if locked and any(old.get(each) is not base for each, base in new.items()):
+            self._write_lock(key, node, {**old, **new})
+        return new
+
+    def _old_lock(self, key: str, node: Node) -> dict[str, Base]:
+        try:
+            record = Record.decode(self.engine.get(key), key)
+            if record.type != log.LOCKED_NODE or record.head["node"] != node.id:
+                return {}
+            return {lane: Base.parse(each) for lane, each in record.head["lanes"].items()}
+        except DAMAGE:
+            return {}
+
+    def _write_lock(self, key: str, node: Node, lanes: dict[str, Base]) -> None:
+        txid = log.new_txid()
+        head = {
+            "txid": txid,
+            "node": node.id,
+            "lanes": {lane: base.fields() for lane, base in lanes.items()},
+            "time": now(),
+            "user": "rebuild",
+        }
+        self._replace(key, Record(log.LOCKED_NODE, head).encode(), txid)
+        self.report.count("locks written")
+
+
+class _LaneRebuild:
+    """The rebuild of one lane at one node."""
+
+    def __init__(self, owner: _Rebuild, lane: Lane, where: str, base: Base | None):
+        self.owner = owner
+        self.lane = lane
+        self.where = where
+        self.base = base
+        self.last: Record | None = None
+        self._number = 0
+        self._snapshot_number = 0
+        self._txids: list[str] = []  # of the records after that snapshot
+        self._commits: dict[str, Pointer] | None = None
+
+    def run(self) -> Fold:
+        """Fold the log, mend records and snapshots on the way; return the state at its end."""
+        owner = self.owner
+        owner.progress(self.where)
+        owner.report.count("lanes")
+        found, _ = lane_keys(owner.engine, owner.home.prefix, self.lane.log.prefix)
+        listed = found.get((self.lane.id, self.lane.node_id), LaneKeys())
+        order, wanted = self._order(listed)
+        base = self.base
+        fold = Fold(owner.home, base)
+        if base is not None and not owner.pages.verify(base):
+            fold.lose()
+        numbers = [number for start, stop in listed.runs for number in range(start, stop)]
+        for number in sorted({*numbers, *order, *listed.snapshots}):
+            if number > self._number + 1:
+                self._lost(fold, f"records {self._number + 1} to {number - 1}")
+            self._number = number
+            self._record(fold, number, order.get(number))
+            if number in wanted or fold.size >= FLUSH_ENTRIES:
+                self._snapshot(fold, number)
+        ended = self.last is not None and self.last.type == log.LOCK
+        if fold.base is not None and not ended and (
+            len(self._txids) >= versioned.SNAPSHOT_RECORDS
+            or fold.size >= versioned.SNAPSHOT_ENTRIES
+        ):
+            self._snapshot(fold, self._number)
+        if fold.base is None:
+            owner.report.error("lost-state", self.where, f"{self.where}: its state cannot be known"
+                               " from what is left; " + RESTORE.format("the log or its snapshots"))
+        return fold
+
+    def _order(self, listed: LaneKeys) -> tuple[dict[int, str], set[int]]:
+        """Return the transaction of each number, as snapshots and the LOCK record keep them, and
+        the numbers that a snapshot belongs after."""
+        heads = []
+        for number in listed.snapshots:
+            try:
+                key = keys.snapshot(self.lane.log.prefix, number)
+                heads.append((number, Record.decode(self.owner.engine.get(key), key).head))
+            except DAMAGE:
+                continue
+        try:
+            record = self.lane.log.read(listed.last)
+            if record.type == log.LOCK:
+                heads.append((listed.last - 1, record.head))
+        except DAMAGE:
+            pass
+        order: dict[int, str] = {}
+        wanted = set(listed.snapshots)
+        for last, head in heads:
+            if head["previous"] + len(head["txids"]) == last:
+                order.update(enumerate(head["txids"], head["previous"] + 1))
+                wanted.add(head["previous"])
+        return order, wanted - {0}
+
+    def _lost(self, fold: Fold, what: str) -> None:
+        fold.lose()
+        self.owner.report.error("lost-record", self.where, f"{self.where}: {what} cannot be"
+                                " recovered; " + RESTORE.format("the log"))
+
+    def _record(self, fold: Fold, number: int, txid: str | None) -> None:
+        self.owner.report.count("records")
+        try:
+            record = self.lane._whole(self.lane.log.read(number))
+            if txid is not None and record.head["txid"] != txid:
+                raise CorruptError("the record is not the one that was committed here")
+            self._txids.append(record.head["txid"])
+            fold.add(record)
+        except DAMAGE as error:
+            found = None if txid is None else self._recover(number, txid)
+            if found is None:
+                self._lost(fold, f"record {number} ({error})")
+                return
+            record = found
+            self._txids.append(record.head["txid"])
+            fold.add(record)
+        self.last = record
+
+    def _recover(self, number: int, txid: str) -> Record | None:
+        """Publish a lost record again from its COMMIT frame."""
+        if not self.lane.journal:
+            return None
+        if self._commits is None:
+            self._commits = commits(self.owner.home, self.lane.lane_bytes, self.lane.node_id)
+        pointer = self._commits.get(txid)
+        if pointer is None:
+            return None
+        record = commit_record(self.owner.home, pointer)
+        data = record.encode()
+        if len(data) > versioned.INLINE_BODY:
+            data = Record(log.DATA, {**record.head, "body": pointer}).encode()
+        self.owner._replace(keys.record(self.lane.log.prefix, number), data, txid)
+        self.owner.report.count("records recovered")
+        return record
+
+    def _snapshot(self, fold: Fold, number: int) -> None:
+        """Keep the snapshot after a record if it is right, else write it."""
+        key = keys.snapshot(self.lane.log.prefix, number)
+        base = None
+        try:
+            head = Record.decode(self.owner.engine.get(key), key).head
+            last = head["previous"] + len(head["txids"])
+            if head["number"] == last == number and self.owner.pages.verify(Base.parse(head)):
+                base = Base.parse(head)
+        except DAMAGE:
+            pass  # it is written anew, or, without the records, the lane stays lost
+        if fold.base is not None and (base is None or fold.difference(base) is not None):
+            base = fold.write()
+            txid = log.new_txid()
+            head = {
+                **base.fields(),
+                "number": number,
+                "previous": self._snapshot_number,
+                "txids": self._txids,
+                "txid": txid,
+            }
+            self.owner._replace(key, Record(log.SNAPSHOT, head).encode(), txid)
+            self.owner.report.count("snapshots written")
+        if base is not None:
+            fold.move(base)
+            self._snapshot_number, self._txids = number, []
+
+    def final(self, fold: Fold, old: Base | None) -> Base:
+        """Return the state at a locked node: the old one if it is sound and right."""
+        if old is not None and not self.owner.pages.verify(old):
+            old = None
+        ended = self.last is not None and self.last.type == log.LOCK
+        if fold.base is not None and old is not None and fold.difference(old) is None:
+            if not ended:
+                self._end()
+            return old
+        if fold.base is not None and ended:
+            return fold.write()
+        if old is not None:
+            return old  # the records are lost, as reported, but not what they made
+        self.owner.report.error("lost-version", self.where, f"{self.where}: neither its log is"
+                                " whole nor its lock object; " + RESTORE.format("either"))
+        # A pointer to no page: reading there raises, where an empty tree would read as fill.
+        return Base({0: (0, 0, 1)}, fold.box)
+
+    def _end(self) -> None:
+        """Append the LOCK record that is lost; the lock object shows that no other is."""
+        txid = log.new_txid()
+        head = {
+            "txid": txid,
+            "base": self._number,
+            "user": "rebuild",
+            "time": now(),
+            "op": "lock",
+            "previous": self._snapshot_number,
+            "txids": self._txids,
+        }
+        self.owner._replace(
+            keys.record(self.lane.log.prefix, self._number + 1),
+            Record(log.LOCK, head).encode(),
+            txid,
+        )
+        self.owner.report.count("records recovered")

@@ -1,0 +1,74 @@
+"""Makes a golden store: one of everything in docs/format.md, with what it must read back.
+
+    python tests/golden/make.py tests/golden/format-1
+
+Run once per format; the result is committed and never made again.
+"""
+
+import json
+import sys
+
+import numpy as np
+
+from diced import DicedStore
+
+DTYPES = ["bool", "int8", "uint16", "int32", "uint64", "float16", "float64"]
+CODECS = ["raw", "lz4", "zstd:3", "gzip:6"]
+
+
+def pattern(shape, dtype, seed):
+    """Return a small reproducible array."""
+    values = np.arange(int(np.prod(shape)), dtype=np.int64) * (seed + 3) % 97
+    return (values.reshape(shape) % 2 if dtype == "bool" else values.reshape(shape)).astype(dtype)
+
+
+def contents():
+    """Yield (name, create options, offset, data) of every array."""
+    for i, dtype in enumerate(DTYPES):
+        yield (
+            f"image {dtype}",
+            {"dtype": dtype, "dims": 2, "block_shape": (4, 8), "codec": CODECS[i % 4]},
+            (-3, 5),
+            pattern((9, 13), dtype, i),
+        )
+    yield "volume", {"dtype": "uint8", "block_shape": (8, 8, 8)}, (-9, 3, 100), pattern(
+        (12, 12, 12), "uint8", 1
+    )
+    yield "colour", {"dtype": "uint8", "dims": 2, "channels": 4, "block_shape": (8, 8)}, (
+        0,
+        -5,
+    ), pattern((9, 9, 4), "uint8", 2)
+    for codec in ("label", "label+lz4", "label+zstd:3"):
+        yield (
+            codec,
+            {"dtype": "uint64", "islabel3D": True, "block_shape": (16, 16, 16), "codec": codec},
+            (-5, 7, 1),
+            np.repeat(pattern((20, 20, 5), "uint64", 3), 4, axis=2),
+        )
+
+
+def main(path):
+    store = DicedStore(path, user="golden")
+    store.info["organisation"] = "gold"
+    repo = store.create_repo("golden répo", "one of everything")
+    for name, options, offset, data in contents():
+        array = repo.create_array(name, **options, attrs={"made": "golden"}, fill=1)
+        array[tuple(slice(o, o + n) for o, n in zip(offset, data.shape))] = data
+    repo.create_array("beside", "uint8", 1, versioned=False, block_shape=(4,))[0:3] = 5
+    repo.files["small"] = b"inline"
+    repo.files["nested/größer.bin"] = b"0123456789" * 100
+    repo.reserve_ids(10)
+    repo.lock_node("first")
+    repo.tag("v1")
+    repo.change_version(repo.create_branch("second"))
+    repo["volume"][0:4, 0:4, 100:104] = 7
+    del repo.files["small"]
+    repo.change_version(repo.root)
+    repo.create_branch("", branch="side", uuid="f" * 32)
+    expected = {"root": repo.root, "versions": len(repo.versions())}
+    with open(path + ".json", "w") as file:
+        json.dump(expected, file)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

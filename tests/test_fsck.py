@@ -1,0 +1,565 @@
+"""Checking finds each kind of damage and names it; a rebuild brings every version back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diced import DicedStore, keys, versioned
+from diced.errors import CorruptError, EngineError, NotFoundError, ReadOnlyError
+from diced.fsck import Report, check
+from diced.rebuild import rebuild
+
+BOX = (slice(-8, 24),) * 3
+
+
+@pytest.fixture(autouse=True)
+def small_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snapshots after a few records, and bodies in COMMIT frames."""
+    monkeypatch.setattr(versioned, "SNAPSHOT_RECORDS", 4)
+    monkeypatch.setattr(versioned, "META_SNAPSHOT_RECORDS", 6)
+    monkeypatch.setattr(versioned, "INLINE_BODY", 700)
+
+
+@pytest.fixture(params=["memory", "local"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DicedStore]:
+    location = "memory://" if request.param == "memory" else str(tmp_path / "store")
+    with DicedStore(location, durability="process") as opened:
+        yield opened
+
+
+class Raw:
+    """Objects behind the engine's back."""
+
+    def __init__(self, store: DicedStore):
+        self.engine: Any = store.engine
+        self.root = None if store.url.startswith("memory") else Path(self.engine.root)
+
+    def read(self, key: str) -> bytes:
+        if self.root is None:
+            return bytes(self.engine._shelf.objects[key])
+        return (self.root / key).read_bytes()
+
+    def write(self, key: str, data: bytes) -> None:
+        if self.root is None:
+            self.engine._shelf.objects[key] = data
+        else:
+            (self.root / key).parent.mkdir(parents=True, exist_ok=True)
+            (self.root / key).write_bytes(data)
+
+    def flip(self, key: str, at: int) -> None:
+        data = bytearray(self.read(key))
+        data[at] ^= 0x10
+        self.write(key, bytes(data))
+
+    def keys(self, part: str) -> list[str]:
+        return [key for key in self.engine.list("") if part in key]
+
+    def delete(self, *found: str) -> None:
+        for key in found:
+            self.engine.delete(key)
+
+
+def fill(store: DicedStore, seed: int = 0, steps: int = 7, name: str = "fly") -> Any:
+    """Make a repo of three versions on two branches, the first locked, with all kinds of data."""
+    rng = np.random.default_rng(seed)
+    repo = store.create_repo(name)
+    gray = repo.create_array("gray", np.uint8, block_shape=(8, 8, 8))
+    labels = repo.create_array("labels", islabel3D=True, dtype=np.uint64, block_shape=(8, 8, 8))
+    notes = repo.create_array("notes", kind="keyvalue")
+    loose = repo.create_array("loose", np.uint16, dims=2, versioned=False, block_shape=(16, 16))
+    root = repo.uuid
+
+    def edit() -> None:
+        for step in range(steps):
+            at = rng.integers(-8, 16, 3).tolist()
+            size = rng.integers(1, 9, 3).tolist()
+            box = tuple(slice(a, a + n) for a, n in zip(at, size, strict=True))
+            gray[box] = rng.integers(0, 255, size).astype(np.uint8)
+            labels[box] = rng.integers(0, 1000, size).astype(np.uint64)
+            notes[f"note {step % 3}"] = rng.bytes(int(rng.integers(0, 1500)))
+            if step % 4 == 3:
+                del notes[f"note {step % 3}"]
+        gray[0:16, 0:16, 0:16] = rng.integers(0, 255, (16, 16, 16)).astype(np.uint8)
+        gray[16:24, 0:8, 0:8] = 5
+        loose[0:20, 0:20] = rng.integers(0, 9999, (20, 20)).astype(np.uint16)
+        notes.put_many({f"many {i}": rng.bytes(40) for i in range(30)})
+
+    edit()
+    repo.lock_node("first")
+    for branch in ("left", "right"):
+        repo.change_version(root)
+        repo.change_version(repo.create_branch("", branch))
+        edit()
+    repo.lock_node("second")
+    repo.change_version(repo.create_branch("third"))
+    gray[1:3, 1:3, 1:3] = 9
+    return repo
+
+
+def contents(store: DicedStore, name: str = "fly") -> dict[str, Any]:
+    """Read all of every version."""
+    repo = store.open_repo(name)
+    found: dict[str, Any] = {}
+    for version in repo.versions():
+        repo.change_version(version.uuid)
+        found[version.uuid] = (
+            repo["gray"][BOX].tobytes(),
+            repo["labels"][BOX].tobytes(),
+            dict(repo["notes"].items()),
+            repo["loose"][0:32, 0:32].tobytes(),
+            repo["gray"].get_extents(),
+        )
+    return found
+
+
+def lane_of(repo: Any, name: str, version: int = 0) -> str:
+    """Return the lane prefix of an array at the version of that order of birth."""
+    view = repo._history.view()
+    spec = view.by_name[name]
+    node = view.dag.ordered()[version].id if spec.versioned else keys.NO_NODE
+    return keys.lane(repo._history.home.prefix, spec.id, node)
+
+
+def kinds(report: Report, severity: str = "error") -> set[str]:
+    return {each.kind for each in report.problems if each.severity == severity}
+
+
+# -- healthy stores -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_healthy_histories_have_no_problems(seed: int) -> None:
+    with DicedStore("memory://") as store:
+        fill(store, seed, steps=seed % 9)
+        report = check(store, full=True)
+        assert report.problems == []
+        assert report.ok and report.counts["frames"] > 0 and report.counts["records"] > 0
+        assert check(DicedStore(store.url, readonly=True, create=False)).problems == []
+
+
+def test_a_check_changes_nothing(store: DicedStore) -> None:
+    fill(store)
+    raw = Raw(store)
+    before = {key: raw.read(key) for key in raw.keys("")}
+    heard: list[str] = []
+    assert check(store, "fly", full=True, progress=heard.append).ok
+    assert {key: raw.read(key) for key in raw.keys("")} == before
+    assert any("array 'gray'" in line for line in heard)
+
+
+def test_an_unknown_repo_is_an_error(store: DicedStore) -> None:
+    for action in (check, rebuild):
+        with pytest.raises(NotFoundError, match="no repo 'fly'"):
+            action(store, "fly")
+
+
+# -- damage -------------------------------------------------------------------------------------
+
+
+def test_truncated_segment_names_array_version_and_block(store: DicedStore) -> None:
+    repo = fill(store)
+    raw = Raw(store)
+    (segment,) = raw.keys(".seg")
+    end = len(raw.read(segment))
+    # The last commits are a block and its COMMIT frame: cut into the block.
+    raw.write(segment, raw.read(segment)[: end - 900])
+    report = check(store)
+    assert "short-segment" in kinds(report)
+    (problem,) = [
+        each for each in report.problems if each.kind == "short-segment" and "gray" in each.where
+    ]
+    assert repo.uuid in problem.where
+    assert "block (0, 0, 0)" in problem.message and segment in problem.message
+
+
+def test_missing_segment_is_found(store: DicedStore) -> None:
+    repo = fill(store)
+    raw = Raw(store)
+    raw.delete(*raw.keys(".seg"))
+    report = check(store)
+    assert "missing-segment" in kinds(report)
+    hit = [each for each in report.problems if each.kind == "missing-segment"]
+    assert {f"array {name!r}" for name in ("gray", "labels", "notes", "loose")} <= {
+        each.where.split(", ")[1] for each in hit
+    }
+    assert any(repo.root in each.where for each in hit)
+
+
+@pytest.mark.parametrize("name", ["gray", "labels", "notes", "loose"])
+@pytest.mark.parametrize("where", ["header", "key", "payload", "end"])
+def test_flipped_bit_of_a_frame_is_found_by_a_full_check(
+    store: DicedStore, name: str, where: str
+) -> None:
+    repo = fill(store)
+    lane = repo._lane(repo._history.view().by_name[name])
+    state = lane.refresh()
+    key, (segment, offset, length) = next(
+        (key, entry) for key, entry in lane.scan(state, 0) if isinstance(entry, tuple)
+    )
+    place = {"header": 9, "key": 40, "payload": length - 30, "end": length - 1}[where]
+    Raw(store).flip(keys.segment(repo._history.home.prefix, segment), offset + place)
+    assert check(store).ok
+    report = check(store, full=True)
+    assert kinds(report) == {"bad-frame"}
+    (problem,) = report.problems
+    assert f"array {name!r}" in problem.message and f"at {offset}" in problem.message
+    named = f"key {key.decode()!r}" if name == "notes" else "block ("
+    assert named in problem.message and "restore the segment" in problem.message
+
+
+@pytest.mark.parametrize("place", [2, 30, -2])
+def test_flipped_bit_of_a_record_is_found(store: DicedStore, place: int) -> None:
+    repo = fill(store)
+    key = keys.record(lane_of(repo, "gray"), 3)
+    Raw(store).flip(key, place)
+    report = check(store)
+    assert kinds(report) == {"bad-record"}
+    (problem,) = report.problems
+    assert "'gray'" in problem.where and repo.root in problem.where
+    assert "record 3 is damaged" in problem.message and key in problem.message
+
+
+def test_flipped_bit_of_any_page_is_found(store: DicedStore) -> None:
+    fill(store)
+    raw = Raw(store)
+    for key in raw.keys(".pg"):
+        data = raw.read(key)
+        for at in (5, len(data) // 2, len(data) - 1):
+            raw.flip(key, at)
+            report = check(store)
+            assert kinds(report) >= {"bad-page"}, (key, at)
+            assert any(key in each.message for each in report.problems)
+            raw.write(key, data)
+    assert check(store).problems == []
+
+
+def test_missing_page_pack_is_found(store: DicedStore) -> None:
+    fill(store)
+    raw = Raw(store)
+    for key in raw.keys(".pg"):
+        data = raw.read(key)
+        raw.delete(key)
+        report = check(store)
+        assert "missing-pages" in kinds(report)
+        assert any(key in each.message and "--rebuild" in each.message for each in report.problems)
+        raw.write(key, data)
+
+
+def test_missing_record_in_the_middle_is_found(store: DicedStore) -> None:
+    repo = fill(store)
+    Raw(store).delete(keys.record(lane_of(repo, "gray"), 2))
+    report = check(store)
+    assert kinds(report) == {"missing-record"}
+    (problem,) = report.problems
+    assert "record 2 is missing before record 3" in problem.message
+
+
+def test_records_cut_from_the_end_are_found(store: DicedStore) -> None:
+    repo = fill(store)
+    raw = Raw(store)
+    at_root = raw.keys(lane_of(repo, "gray") + "/e000000/")
+    raw.delete(at_root[-1])
+    assert kinds(check(store)) == {"no-lock-record"}
+    raw.delete(*at_root[3:])
+    assert kinds(check(store)) >= {"no-lock-record", "missing-record"}
+
+
+def test_stray_record_after_a_gap_is_found(store: DicedStore) -> None:
+    repo = fill(store)
+    raw = Raw(store)
+    lane = lane_of(repo, "loose")
+    raw.write(keys.record(lane, 9_000_000_000), raw.read(keys.record(lane, 1)))
+    report = check(store)
+    assert kinds(report) == {"missing-record", "duplicate-txid"}
+    assert "to 8999999999 are missing" in report.problems[0].message
+
+
+def test_record_after_the_lock_and_repeated_transaction_are_found(store: DicedStore) -> None:
+    repo = fill(store)
+    raw = Raw(store)
+    found = raw.keys(lane_of(repo, "gray") + "/e000000/")
+    raw.write(keys.record(lane_of(repo, "gray"), len(found) + 1), raw.read(found[0]))
+    assert kinds(check(store)) >= {"after-lock", "duplicate-txid", "no-lock-record"}
+
+
+def test_missing_and_damaged_lock_objects_are_found(store: DicedStore) -> None:
+    repo = fill(store)
+    raw = Raw(store)
+    node = repo._history.view().dag.root.id
+    key = keys.lock(repo._history.home.prefix, node)
+    data = raw.read(key)
+    raw.delete(key)
+    report = check(store)
+    assert kinds(report) == {"missing-lock"}
+    assert repo.root in report.problems[0].where and key in report.problems[0].message
+    raw.write(key, data)
+    raw.flip(key, len(data) // 2)
+    assert kinds(check(store)) == {"bad-lock"}
+    raw.write(key, raw.read(raw.keys("/locks/")[raw.keys("/locks/")[0] == key]))
+    assert kinds(check(store)) == {"bad-lock"}  # a sound one, but of another node
+
+
+def test_damaged_and_wrong_snapshots_are_found(store: DicedStore) -> None:
+    repo = fill(store)
+    raw = Raw(store)
+    lane = lane_of(repo, "gray")
+    first, second = raw.keys(f"{lane}/e000000.snap/")[:2]
+    data = raw.read(first)
+    raw.flip(first, 40)
+    assert kinds(check(store)) == {"bad-snapshot"}
+    raw.write(first, raw.read(second))
+    assert kinds(check(store)) == {"bad-snapshot"}
+    head = versioned.Record.decode(data, first).head
+    other = versioned.Record.decode(raw.read(second), second).head
+    wrong = versioned.Record(versioned.log.SNAPSHOT, {**head, "roots": other["roots"]})
+    raw.write(first, wrong.encode())
+    assert kinds(check(store)) == {"wrong-fold"}
+
+
+def test_damaged_store_file_is_found(store: DicedStore) -> None:
+    fill(store)
+    Raw(store).write(keys.STORE_FILE, b"{}")
+    assert kinds(check(store)) == {"store-file"}
+
+
+def test_what_nobody_refers_to_is_warned_of(store: DicedStore) -> None:
+    repo = fill(store)
+    raw = Raw(store)
+    home = repo._history.home.prefix
+    (segment,) = raw.keys(".seg")
+    raw.write(segment, raw.read(segment) + b"torn" * 25)
+    raw.write(keys.segment(home, 7), b"nobody's")
+    raw.write(keys.pack(home, 8), b"nobody's")
+    raw.write(f"{home}/lanes/gray/x", b"")
+    raw.write(keys.record(keys.lane(home, "ab" * 8, "cd" * 8), 1), b"")
+    raw.write(keys.spare(home, keys.lock(home, "cd" * 8)), b"")
+    raw.write(keys.record(keys.lane(keys.repo_home("ef" * 8), "meta", keys.NO_NODE), 1), b"")
+    expected = {
+        "unreferenced", "orphan-segment", "orphan-pack", "stray", "orphan-lane", "leftover",
+        "orphan-home",
+    }  # fmt: skip
+    report = check(store)
+    assert report.ok and kinds(report, "warning") == expected
+    (tail,) = [each for each in report.problems if each.kind == "unreferenced"]
+    assert "100 bytes at the end of 1 segments" in tail.message
+
+
+def test_begun_lock_is_warned_of(store: DicedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    repo = fill(store)
+    monkeypatch.setattr(repo._history, "_complete", lambda _node: None)
+    repo._history.lock(repo._node_id, "begun")
+    report = check(store)
+    assert report.ok and kinds(report, "warning") == {"begun-lock"}
+
+
+def test_deleted_array_is_no_error(store: DicedStore) -> None:
+    repo = fill(store)
+    repo.delete_array("gray")
+    assert check(store, full=True).ok
+    store.sweep()
+    assert check(store, full=True).ok
+
+
+# -- rebuild ------------------------------------------------------------------------------------
+
+
+def drop_index(store: DicedStore) -> None:
+    """Delete all that is derived."""
+    raw = Raw(store)
+    raw.delete(*raw.keys(".pg"), *raw.keys(".snap/"), *raw.keys("/locks/"))
+
+
+def mended(store: DicedStore, before: dict[str, Any]) -> None:
+    """Assert that all reads as before, in the open store and in a new one, and all checks pass."""
+    assert contents(store) == before
+    with DicedStore(store.url, create=False) as again:
+        assert contents(again) == before
+        report = check(again, full=True)
+        assert report.ok and kinds(report, "warning") <= {"orphan-pack"}
+
+
+@pytest.mark.parametrize("parts", [(".pg",), (".snap/",), ("/locks/",), (".pg", ".snap/", "/locks/")])
+def test_rebuild_of_deleted_parts(store: DicedStore, parts: tuple[str, ...]) -> None:
+    repo = fill(store)
+    before = contents(store)
+    raw = Raw(store)
+    for part in parts:
+        raw.delete(*raw.keys(part))
+    report = rebuild(store)
+    assert report.problems == []
+    mended(store, before)
+    repo.change_version(repo.root)
+    assert repo["gray"][BOX].tobytes() == before[repo.root][0]
+
+
+def test_handles_follow_a_rebuild(store: DicedStore) -> None:
+    repo = fill(store)
+    repo.change_version(repo.root)
+    gray = repo["gray"]
+    want = gray[BOX]
+    fresh = DicedStore(store.url, create=False).open_repo("fly")
+    drop_index(store)
+    handle = fresh["notes"]
+    with pytest.raises((CorruptError, NotFoundError)):
+        list(handle.items())
+    rebuild(fresh.store)
+    assert dict(handle.items()) == dict(repo["notes"].items())
+    rebuild(store)
+    np.testing.assert_array_equal(gray[BOX], want)
+
+
+def test_rebuild_keeps_what_is_sound(store: DicedStore) -> None:
+    fill(store)
+    raw = Raw(store)
+    before = {key: raw.read(key) for key in raw.keys("")}
+    assert rebuild(store).problems == []
+    assert {key: raw.read(key) for key in raw.keys("")} == before
+
+
+def test_a_rebuilt_store_goes_on(store: DicedStore) -> None:
+    repo = fill(store)
+    drop_index(store)
+    rebuild(store, "fly")
+    repo["gray"][0:4, 0:4, 0:4] = 77
+    repo.lock_node("after")
+    repo.change_version(repo.create_branch("more"))
+    repo["notes"]["later"] = b"x"
+    assert (repo["gray"][0:4, 0:4, 0:4] == 77).all()
+    assert check(store, full=True).ok
+
+
+@pytest.mark.parametrize("damage", ["delete", "flip"])
+@pytest.mark.parametrize("name", ["gray", "notes"])
+def test_rebuild_takes_lost_records_of_a_locked_node_from_segments(
+    store: DicedStore, name: str, damage: str
+) -> None:
+    repo = fill(store)
+    before = contents(store)
+    raw = Raw(store)
+    found = raw.keys(lane_of(repo, name) + "/e000000/")[:-1]  # the last is the LOCK record
+    assert any("body" in versioned.Record.decode(raw.read(key), key).head for key in found)
+    for key in found:
+        raw.delete(key) if damage == "delete" else raw.flip(key, 33)
+    raw.delete(*raw.keys(".pg"), *raw.keys("/locks/"))
+    report = rebuild(store)
+    assert report.problems == [] and report.counts["records recovered"] == len(found)
+    mended(store, before)
+
+
+def test_rebuild_appends_a_lost_lock_record(store: DicedStore) -> None:
+    repo = fill(store)
+    before = contents(store)
+    raw = Raw(store)
+    raw.delete(raw.keys(lane_of(repo, "gray") + "/e000000/")[-1])
+    assert rebuild(store).problems == []
+    mended(store, before)
+
+
+def test_what_cannot_be_known_is_reported_and_never_reads_as_fill(store: DicedStore) -> None:
+    repo = fill(store)
+    before = contents(store)
+    raw = Raw(store)
+    (segment,) = raw.keys(".seg")
+    drop_index(store)
+    raw.delete(keys.record(lane_of(repo, "gray"), 1))
+    raw.write(segment, b"\0" * 5000 + raw.read(segment)[5000:])
+    raw.delete(segment)
+    report = rebuild(store)
+    assert {"lost-record", "lost-version"} <= kinds(report)
+    repo.change_version(repo.root)
+    with pytest.raises(CorruptError):
+        repo["gray"][0:8, 0:8, 0:8]
+    assert before
+
+
+def test_a_lost_record_does_not_harm_a_sound_lock_object(store: DicedStore) -> None:
+    repo = fill(store)
+    before = contents(store)
+    raw = Raw(store)
+    key = keys.record(lane_of(repo, "gray", version=1), 1)  # at an open node, under a snapshot
+    raw.delete(key, *raw.keys("/e000000.snap/"))
+    assert "lost-record" in kinds(rebuild(store))
+    assert contents(store)[repo.root] == before[repo.root]
+
+
+def test_a_store_with_a_broken_index_of_its_own_can_be_opened_and_rebuilt(tmp_path: Path) -> None:
+    with DicedStore(tmp_path / "s", durability="process") as store:
+        for number in range(8):
+            store.create_repo(f"repo {number}")
+        names = store.list_repos()
+    raw = Raw(store)
+    assert raw.root is not None
+    packs = list((raw.root / "store" / "pages").rglob("*.pg"))
+    assert packs
+    for path in packs:
+        path.unlink()
+    with DicedStore(tmp_path / "s", create=False) as store:
+        with pytest.raises(CorruptError, match="--rebuild"):
+            store.list_repos()
+        assert not check(store).ok
+        assert rebuild(store).problems == []
+        assert store.list_repos() == names
+
+
+def test_rebuild_refuses_a_read_only_store(store: DicedStore) -> None:
+    with (
+        pytest.raises(ReadOnlyError),
+        DicedStore(store.url, create=False, readonly=True) as again,
+    ):
+        rebuild(again)
+
+
+class Failing:
+    """An engine whose k-th change, and all after it, fail."""
+
+    def __init__(self, engine: Any, left: int):
+        self._engine = engine
+        self.left = left
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def _spend(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise EngineError("the medium failed")
+
+    def put_if_absent(self, *args: Any) -> Any:
+        self._spend()
+        return self._engine.put_if_absent(*args)
+
+    def delete(self, key: str) -> None:
+        self._spend()
+        self._engine.delete(key)
+
+
+@pytest.mark.parametrize("part", ["all", "pages"])
+def test_interrupted_rebuild_is_finished_by_the_next(part: str) -> None:
+    done = False
+    for k in range(0, 400, 3):
+        with DicedStore("memory://") as store:
+            fill(store, steps=3)
+            before = contents(store)
+            if part == "all":
+                drop_index(store)
+            else:
+                Raw(store).delete(*Raw(store).keys(".pg"))
+            whole = store.engine
+            store.engine = Failing(whole, k)  # type: ignore[assignment]
+            try:
+                rebuild(store)
+                done = True
+            except EngineError:
+                store.engine = whole
+                assert rebuild(store).problems == []
+            store.engine = whole
+            assert Raw(store).keys("/spare/") == []
+            mended(store, before)
+            if done:
+                return
+    pytest.fail("the rebuild never came to its end")
