@@ -42,6 +42,7 @@ LEVELS: dict[str, float] = {
     "store": 5.2,
     "__init__": 5.3,
     "walk": 5.5,
+    "lanecheck": 5.6,
     "demo": 6.0,
     "export": 6.0,
     "fsck": 6.0,

@@ -7,91 +7,26 @@ do about each are in ``docs/fsck.md``.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from diced import grid, index, keys, log, pool
-from diced._compress import lz4_decompress
-from diced.blockio import CONSTANT, Blocks
+from diced import keys, log
 from diced.dag import LOCKED, LOCKING, Node
 from diced.errors import CorruptError, NotFoundError
-from diced.files import LZ4, MAX_VALUE, RAW
 from diced.history import ARRAYS, COUNTERS, DEAD, NODES, TAGS, View
 from diced.home import Home
-from diced.log import Delta, Pointer, Record
-from diced.segment import COMMIT, VALUE
+from diced.lanecheck import REBUILD, RESTORE, LaneCheck, Problem, Progress, Report, Scope
+from diced.log import Record
+from diced.segment import COMMIT
 from diced.spec import ArraySpec
 from diced.store import DEAD as DEAD_REPOS
 from diced.store import INFO, REPOS, DicedStore
 from diced.versioned import Base, Lane
-from diced.walk import (
-    UNREADABLE,
-    Fold,
-    LaneKeys,
-    PageDamage,
-    Pages,
-    frame_heads,
-    lane_keys,
-    repo_ids,
-)
+from diced.walk import UNREADABLE, LaneKeys, frame_heads, lane_keys, repo_ids
+
+__all__ = ["Problem", "Report", "check"]
 
 REPO_SPACES = (NODES, ARRAYS, TAGS, COUNTERS, DEAD)
 STORE_SPACES = (REPOS, INFO, DEAD_REPOS)
-SHOWN = 8  # blocks named in one message
-FRAMES = 16  # frames that one task of the pool decodes
-
-REBUILD = "run 'diced fsck --rebuild'"
-RESTORE = "restore {} from a copy"
-REWRITE = "or write the blocks again at an open version"
-
-Progress = Callable[[str], None]
-
-
-class Problem(NamedTuple):
-    """One finding: severity is ``error`` or ``warning``, `kind` a fixed word."""
-
-    severity: str
-    kind: str
-    where: str
-    message: str
-
-
-class Report:
-    """What a check or rebuild found.
-
-    Attributes
-    ----------
-    problems : list of Problem
-    counts : dict of str to int
-        How much was looked at or written.
-    """
-
-    def __init__(self) -> None:
-        self.problems: list[Problem] = []
-        self.counts: dict[str, int] = {}
-
-    @property
-    def ok(self) -> bool:
-        """True without errors; warnings are allowed."""
-        return not any(each.severity == "error" for each in self.problems)
-
-    def error(self, kind: str, where: str, message: str) -> None:
-        """Add a finding that means lost or unreadable data, or a broken rule."""
-        self.problems.append(Problem("error", kind, where, message))
-
-    def warning(self, kind: str, where: str, message: str) -> None:
-        """Add a finding that costs space or attention only."""
-        self.problems.append(Problem("warning", kind, where, message))
-
-    def count(self, what: str, number: int = 1) -> None:
-        """Add to a count."""
-        self.counts[what] = self.counts.get(what, 0) + number
-
-    def __repr__(self) -> str:
-        errors = sum(each.severity == "error" for each in self.problems)
-        return f"<Report {errors} errors, {len(self.problems) - errors} warnings, {self.counts}>"
 
 
 def check(
@@ -114,11 +49,11 @@ def check(
         No repo has that name. Damage is reported, never raised.
     """
     report = Report()
+    scope = report, full, progress
     _check_store_file(store, report)
     listed = set(repo_ids(store.engine))
-    home = HomeCheck(store, keys.STORE_HOME, "store", report, full, progress)
+    home = HomeCheck(store, keys.STORE_HOME, "store", scope)
     tables = home.meta(STORE_SPACES)
-    sound = report.ok
     home.leftovers(set())
     names = {key.decode(): each["name"] for key, each in tables[REPOS].items()}
     if repo is not None and repo not in names.values():
@@ -126,19 +61,26 @@ def check(
     for repo_id in sorted(names, key=lambda each: str(names[each])):
         if repo is None or names[repo_id] == repo:
             where = f"repo {names[repo_id]!r}"
-            HomeCheck(store, keys.repo_home(repo_id), where, report, full, progress).repo()
+            HomeCheck(store, keys.repo_home(repo_id), where, scope).repo()
     unnamed = listed - names.keys() - {key.decode() for key in tables[DEAD_REPOS]}
     for repo_id in sorted(unnamed if repo is None else ()):
         where = keys.repo_home(repo_id)
-        if sound:
-            report.warning("orphan-home", where, f"{where} belongs to no repo; sweep removes it"
-                           " if its creation was given up, else a creation is under way")
+        if home.known:
+            report.warning(
+                "orphan-home",
+                where,
+                f"{where} belongs to no repo; sweep removes it"
+                " if its creation was given up, else a creation is under way",
+            )
         else:  # its record may be among the lost ones, so its content matters
-            HomeCheck(store, where, where, report, full, progress).repo()
+            HomeCheck(store, where, where, scope).repo()
     temps = store.engine.sweep_temps(0, count_only=True)
     if temps:
-        report.warning("leftover", "store", f"{temps} unfinished files of interrupted writers;"
-                       " harmless, and removed in time")
+        report.warning(
+            "leftover",
+            "store",
+            f"{temps} unfinished files of interrupted writers; harmless, and removed in time",
+        )
     return report
 
 
@@ -148,30 +90,26 @@ def _check_store_file(store: DicedStore, report: Report) -> None:
         if fields["store"] != store.uuid or not isinstance(fields["required"], list):
             raise CorruptError(f"it names store {fields['store']!r}, not {store.uuid!r}")
     except UNREADABLE as error:
-        report.error("store-file", keys.STORE_FILE, f"{keys.STORE_FILE} is damaged: {error}; "
-                     + RESTORE.format("it"))
+        report.error(
+            "store-file",
+            keys.STORE_FILE,
+            f"{keys.STORE_FILE} is damaged: {error}; " + RESTORE.format("it"),
+        )
 
 
-class HomeCheck:
+class HomeCheck(Scope):
     """The check of one home: its lanes in order, then what nobody refers to."""
 
-    def __init__(
-        self, store: DicedStore, prefix: str, name: str, report: Report, full: bool,
-        progress: Progress | None,
-    ):  # fmt: skip
+    def __init__(self, store: DicedStore, prefix: str, name: str, scope: Any):
+        report, full, progress = scope
+        home = Home(store.engine, prefix, store.cache_bytes)
+        super().__init__(home, report, full, store.threads, progress)
         self.engine = store.engine
         self.name = name
-        self.report = report
-        self.full = full
-        self.threads = store.threads
-        self.progress = progress or (lambda _text: None)
-        self.home = Home(store.engine, prefix, store.cache_bytes)
-        self.pages = Pages(self.home, UNREADABLE)
         # Listed before anything is read: what a writer adds meanwhile is not taken for an orphan.
         self.packs = {keys.object_id(key) for key in self.engine.list(keys.pages(prefix))}
         self.segments = {keys.object_id(key) for key in self.engine.list(keys.segments(prefix))}
-        self.ends: dict[int, int] = {}  # segment -> end of its last referenced frame
-        self._sizes: dict[int, int | None] = {}
+        self.known = False  # whether the metadata are whole, so that an orphan is one
         self.lanes, self.strays = lane_keys(self.engine, prefix)
 
     # -- lanes -----------------------------------------------------------------------------
@@ -182,11 +120,13 @@ class HomeCheck:
         where = f"{self.name}, metadata"
         # Listed anew: nodes and lanes must not be older than the statuses.
         fold = LaneCheck(self, lane, where, None).run(self._lane_keys(lane), Base())
+        self.known = fold.base is not None
         try:
             return fold.tables(spaces)
         except UNREADABLE as error:
-            self.report.error("bad-record", where, f"{where} does not read as tables: {error}; "
-                              + REBUILD)
+            self.report.error(
+                "bad-record", where, f"{where} does not read as tables: {error}; " + REBUILD
+            )
             return {space: {} for space in spaces}
 
     def _lane_keys(self, lane: Lane) -> LaneKeys:
@@ -200,8 +140,12 @@ class HomeCheck:
             view = View(0, tables)
             nodes = view.dag.ordered()
         except UNREADABLE as error:
-            self.report.error("bad-record", self.name, f"{self.name}: the metadata do not make a"
-                              f" history: {error}; " + RESTORE.format("its log"))
+            self.report.error(
+                "bad-record",
+                self.name,
+                f"{self.name}: the metadata do not make a"
+                f" history: {error}; " + RESTORE.format("its log"),
+            )
             return
         finals: dict[str, dict[str, Base]] = {}
         for node in nodes:
@@ -217,9 +161,7 @@ class HomeCheck:
         version = "unversioned" if node is None else f"version {node.uuid}"
         return f"{self.name}, array {spec.name!r}, {version}"
 
-    def _node(
-        self, view: View, node: Node, finals: dict[str, dict[str, Base]]
-    ) -> dict[str, Base]:
+    def _node(self, view: View, node: Node, finals: dict[str, dict[str, Base]]) -> dict[str, Base]:
         """Check every lane at a node; return the final states that its children begin with."""
         ancestry = view.dag.ancestry(node)
         shown = [each for each in view.arrays.values() if each.versioned and each.node in ancestry]
@@ -250,36 +192,29 @@ class HomeCheck:
                 raise CorruptError("it is of another node")
             found = {lane: Base.parse(each) for lane, each in record.head["lanes"].items()}
         except NotFoundError:
-            self.report.error("missing-lock", where, f"{where}: the lock object {key} is missing,"
-                              f" so no array can be read there; {REBUILD}")
+            self.report.error(
+                "missing-lock",
+                where,
+                f"{where}: the lock object {key} is missing,"
+                f" so no array can be read there; {REBUILD}",
+            )
             return {}
         except UNREADABLE as error:
-            self.report.error("bad-lock", where, f"{where}: the lock object {key} is damaged"
-                              f" ({error}), so no array can be read there; {REBUILD}")
+            self.report.error(
+                "bad-lock",
+                where,
+                f"{where}: the lock object {key} is damaged"
+                f" ({error}), so no array can be read there; {REBUILD}",
+            )
             return {}
         for spec in shown:
             if spec.id not in found:
-                self.report.error("bad-lock", where, f"{where}: the lock object {key} does not"
-                                  f" list array {spec.name!r}; {REBUILD}")
+                self.report.error(
+                    "bad-lock",
+                    where,
+                    f"{where}: the lock object {key} does not list array {spec.name!r}; {REBUILD}",
+                )
         return found
-
-    # -- segments --------------------------------------------------------------------------
-
-    def covered(self, pointer: Pointer) -> str | None:
-        """Return what is wrong with a pointer's range (missing or short), or None."""
-        segment, offset, length = pointer
-        end = offset + length
-        size = self._sizes.get(segment)
-        if size is None or size < end:
-            try:
-                size = self.engine.size(keys.segment(self.home.prefix, segment))
-            except NotFoundError:
-                size = None
-            self._sizes[segment] = size
-        if size is None:
-            return "missing-segment"
-        self.ends[segment] = max(self.ends.get(segment, 0), min(end, size))
-        return "short-segment" if size < end else None
 
     # -- what nobody refers to -------------------------------------------------------------
 
@@ -289,17 +224,27 @@ class HomeCheck:
         report.count("pages", self.pages.count)
         report.count("bytes", self.pages.nbytes)
         report.count("segments", len(self.segments))
+        if not self.known:
+            return
         for lane_id in sorted({each for each, _ in self.lanes} - known - {keys.META_LANE}):
             report.warning("orphan-lane", self.name, f"{self.name}: lane {lane_id} is of no array")
         spare = list(self.engine.list(keys.spares(prefix)))
         for kind, found in (("stray", self.strays), ("leftover", spare)):
             for key in found:
-                report.warning(kind, self.name, f"{self.name}: {key} is not part of the store"
-                               + (f"; {REBUILD} again to its end" if kind == "leftover" else ""))
+                report.warning(
+                    kind,
+                    self.name,
+                    f"{self.name}: {key} is not part of the store"
+                    + (f"; {REBUILD} again to its end" if kind == "leftover" else ""),
+                )
         packs = self.packs - self.pages.packs
         if packs:
-            report.warning("orphan-pack", self.name, f"{self.name}: no sound tree refers to"
-                           f" {len(packs)} page packs, such as {keys.pack(prefix, min(packs))}")
+            report.warning(
+                "orphan-pack",
+                self.name,
+                f"{self.name}: no sound tree refers to"
+                f" {len(packs)} page packs, such as {keys.pack(prefix, min(packs))}",
+            )
         tails, orphans = [0, 0], []
         for segment in sorted(self.segments):
             key = keys.segment(prefix, segment)
@@ -320,218 +265,15 @@ class HomeCheck:
             elif rest:
                 tails = [tails[0] + 1, tails[1] + rest]
         if orphans:
-            report.warning("orphan-segment", self.name, f"{self.name}: nothing refers to"
-                           f" {len(orphans)} segments, such as {orphans[0]}")
+            report.warning(
+                "orphan-segment",
+                self.name,
+                f"{self.name}: nothing refers to {len(orphans)} segments, such as {orphans[0]}",
+            )
         if tails[0]:
-            report.warning("unreferenced", self.name, f"{self.name}: {tails[1]} bytes at the end"
-                           f" of {tails[0]} segments belong to no commit")
-
-
-class LaneCheck:
-    """The check of one lane at one node."""
-
-    def __init__(self, owner: HomeCheck, lane: Lane, where: str, spec: ArraySpec | None):
-        self.owner = owner
-        self.lane = lane
-        self.where = where
-        self.spec = spec
-        self.report = owner.report
-        self._next = 1
-        self._txids: dict[int, str] = {}
-        self._parent: Base | None = None
-        self._pending: list[int] = []
-        self._hit: dict[tuple[str, int], list[str]] = {}
-        self._blocks = None
-        if spec is not None and spec.dtype is not None:
-            self._blocks = Blocks(owner.home, lane, spec, 1)
-
-    def run(self, found: LaneKeys, base: Base | None, locked: bool = False) -> Fold:
-        """Read the log from end to end; return the state after it."""
-        self.owner.progress(self.where)
-        self.report.count("lanes")
-        self._parent = base
-        fold = Fold(self.owner.home, base)
-        self._pending = list(found.snapshots)
-        last = None
-        for start, stop in found.runs:
-            if start > self._next:
-                self._gap(fold, start)
-            for number in range(start, stop):
-                if last is not None and last.type == log.LOCK:
-                    self._error("after-lock", f"record {number} follows the lock; "
-                                + RESTORE.format("the log"))
-                last = self._record(fold, number)
-                self._next = number + 1
-                if self._pending and self._pending[0] == number:
-                    self._snapshot(fold, self._pending.pop(0))
-        for number in self._pending:
-            self._error("missing-record", f"the log ends at record {found.last}, but a snapshot was"
-                        f" taken after record {number}; " + RESTORE.format("the log"))
-        if len(set(self._txids.values())) != len(self._txids):
-            self._error("duplicate-txid", "two records have the same transaction id; "
-                        + RESTORE.format("the log"))
-        ends = last is not None and last.type == log.LOCK
-        if locked and not ends:
-            self._error("no-lock-record", "the version is locked, but the log ends at record"
-                        f" {found.last} without its LOCK record; {REBUILD}")
-        self._flush()
-        return fold
-
-    def final(self, fold: Fold, base: Base) -> bool:
-        """Check the state that the lock object gives; tell whether children can build on it."""
-        sound = self._roots(fold, base, "the lock object")
-        self._flush()
-        return sound
-
-    def _error(self, kind: str, message: str) -> None:
-        self.report.error(kind, self.where, f"{self.where}: {message}")
-
-    def _gap(self, fold: Fold, start: int) -> None:
-        first = self._next
-        lost = f"record {first} is" if start == first + 1 else f"records {first} to {start - 1} are"
-        self._error("missing-record", f"{lost} missing before record {start}; {REBUILD}, or "
-                    + RESTORE.format(keys.record(self.lane.log.prefix, first)))
-        fold.lose()
-        while self._pending and self._pending[0] < start:
-            number = self._pending.pop(0)
-            self._snapshot(fold, number)
-            if number != start - 1:
-                fold.lose()
-
-    def _record(self, fold: Fold, number: int) -> Record | None:
-        self.report.count("records")
-        try:
-            record = self.lane._whole(self.lane.log.read(number))
-            head = record.head
-            if not 0 <= head["base"] < number or head.get("node", self.lane.node_id) != (
-                self.lane.node_id
-            ):
-                raise CorruptError(f"it is of node {head.get('node')} after {head['base']}")
-            if record.type == log.LOCK:
-                self._check_txids(head, number - 1)
-            self._txids[number] = head["txid"]
-            self._entries(record.delta, f"record {number}")
-            if head.get("body"):
-                self.owner.covered(tuple(head["body"]))
-            fold.add(record)
-            return record
-        except UNREADABLE as error:
-            self._error("bad-record", f"record {number} is damaged ({error}); {REBUILD}, or "
-                        + RESTORE.format(keys.record(self.lane.log.prefix, number)))
-            fold.lose()
-            return None
-
-    def _snapshot(self, fold: Fold, number: int) -> None:
-        key = keys.snapshot(self.lane.log.prefix, number)
-        self.report.count("snapshots")
-        try:
-            record = Record.decode(self.owner.engine.get(key), key)
-            if record.type != log.SNAPSHOT or record.head["number"] != number:
-                raise CorruptError("it is of another record")
-            base = Base.parse(record.head)
-            self._check_txids(record.head, number)
-        except UNREADABLE as error:
-            self._error("bad-snapshot", f"the snapshot after record {number} is damaged"
-                        f" ({error}); {REBUILD}")
-            return
-        if self._roots(fold, base, f"the snapshot after record {number}"):
-            fold.move(base)
-
-    def _check_txids(self, head: dict[str, Any], last: int) -> None:
-        """Check the order of transactions that snapshots and LOCK records keep."""
-        listed = dict(enumerate(head["txids"], head["previous"] + 1))
-        if head["previous"] + len(listed) != last or any(
-            self._txids.get(number, txid) != txid for number, txid in listed.items()
-        ):
-            raise CorruptError("its list of transactions is not that of the log")
-
-    def _roots(self, fold: Fold, base: Base, what: str) -> bool:
-        """Check trees, and that they hold what the records make; tell whether they are sound."""
-        damage: list[PageDamage] = []
-        sound = self.owner.pages.verify(base, damage)
-        for each in damage:
-            kind = "missing-pages" if each.missing else "bad-page"
-            pack = keys.pack(self.owner.home.prefix, each.pointer[0])
-            self._error(kind, f"a page of {what}, in {pack}: {each.message}; {REBUILD}")
-        if not sound:
-            return False
-        if fold.base is None:  # no record explains these entries
-            before = (self._parent or Base()).roots
-            load = self.owner.home.load
-            for space, root in base.roots.items():
-                new = index.diff(load, before.get(space), root)
-                self._entries({space: {key: entry for key, _, entry in new}}, what)
-            return True
-        different = fold.difference(base)
-        if different is not None:
-            self._error("wrong-fold", f"{what} is not what the records make ({different});"
-                        f" {REBUILD}")
-        return different is None
-
-    # -- entries and frames ----------------------------------------------------------------
-
-    def _entries(self, delta: Delta, source: str) -> None:
-        frames = []
-        for space, changes in delta.items():
-            for key, entry in changes.items():
-                if isinstance(entry, tuple):
-                    self.report.count("frames")
-                    wrong = self.owner.covered(entry)
-                    if wrong is not None:
-                        self._hit.setdefault((wrong, entry[0]), []).append(self._name(key))
-                    elif self.owner.full:
-                        frames.append((space, key, entry))
-                elif entry is not None and self._blocks is not None:
-                    size = len(CONSTANT) + len(self.spec.fill)  # type: ignore[union-attr]
-                    if entry[:1] != CONSTANT or len(entry) != size:
-                        self._error("bad-entry", f"{self._name(key)} in {source} is"
-                                    f" {len(entry)} bytes that are no constant block; {REBUILD}")
-        frames.sort(key=lambda each: each[2])
-        groups = [frames[i : i + FRAMES] for i in range(0, len(frames), FRAMES)]
-        for messages in pool.map_ordered(self._read_frames, groups, self.owner.threads):
-            for message in messages:
-                self._error("bad-frame", message)
-
-    def _read_frames(self, group: list[tuple[int, bytes, Pointer]]) -> list[str]:
-        wrong = []
-        for space, key, pointer in group:
-            try:
-                self._read_frame(space, key, pointer)
-            except UNREADABLE as error:
-                place = keys.segment(self.owner.home.prefix, pointer[0])
-                wrong.append(f"{self._name(key)}, in {place} at {pointer[1]} ({error}), cannot be"
-                             " read here nor at descendants that did not rewrite it; "
-                             + RESTORE.format("the segment") + f", {REWRITE}")
-        return wrong
-
-    def _read_frame(self, space: int, key: bytes, pointer: Pointer) -> None:
-        frame = self.owner.home.read_frame(pointer)
-        if frame.space != space or frame.lane != self.lane.lane_bytes or frame.key != key:
-            raise CorruptError("the frame is of another lane, space or key")
-        spec = self.spec
-        if self._blocks is not None and spec is not None:
-            self._blocks._check(frame, key, pointer[2])
-            block = np.empty(spec.full_block_shape, spec.dtype)
-            self._blocks._decode(frame, block, (0,) * spec.dims)
-        elif frame.kind != VALUE or frame.codec not in (RAW, LZ4) or frame.raw > MAX_VALUE:
-            raise CorruptError(f"kind {frame.kind}, codec {frame.codec}, {frame.raw} bytes")
-        elif frame.codec == LZ4:
-            lz4_decompress(frame.payload, bytearray(frame.raw))
-        elif len(frame.payload) != frame.raw:
-            raise CorruptError(f"{len(frame.payload)} bytes, not {frame.raw}")
-
-    def _name(self, key: bytes) -> str:
-        spec = self.spec
-        if spec is not None and spec.dtype is not None and len(key) == 4 * spec.dims:
-            return f"block {tuple(grid.block_coords([key], spec.dims)[0].tolist())}"
-        return f"key {key.decode(errors='backslashreplace')!r}"
-
-    def _flush(self) -> None:
-        """Report blocks without bytes, by segment."""
-        for (kind, segment), names in self._hit.items():
-            place = keys.segment(self.owner.home.prefix, segment)
-            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            state = "missing" if kind == "missing-segment" else "too short"
-            self._error(kind, f"segment {place} is {state}: it held {', '.join(names[:SHOWN])}"
-                        f"{more}; " + RESTORE.format("it") + f", {REWRITE}")
-        self._hit = {}
+            report.warning(
+                "unreferenced",
+                self.name,
+                f"{self.name}: {tails[1]} bytes at the end"
+                f" of {tails[0]} segments belong to no commit",
+            )

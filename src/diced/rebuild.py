@@ -15,11 +15,11 @@ from typing import Any
 from diced import keys, log, versioned
 from diced.dag import LOCKED, LOCKING, Node
 from diced.errors import CorruptError, NotFoundError, ReadOnlyError
-from diced.fsck import REPO_SPACES, RESTORE, STORE_SPACES, Progress, Report
+from diced.fsck import REPO_SPACES, STORE_SPACES
 from diced.history import View
 from diced.home import Home
+from diced.lanecheck import RESTORE, Progress, Report
 from diced.log import Pointer, Record
-from diced.spec import ArraySpec
 from diced.store import REPOS, DicedStore
 from diced.versioned import Base, Lane, now
 from diced.walk import DAMAGE, Fold, LaneKeys, Pages, commit_record, commits, lane_keys, repo_ids
@@ -28,9 +28,7 @@ from diced.walk import DAMAGE, Fold, LaneKeys, Pages, commit_record, commits, la
 FLUSH_ENTRIES = 1 << 20
 
 
-def rebuild(
-    store: DicedStore, repo: str | None = None, progress: Progress | None = None
-) -> Report:
+def rebuild(store: DicedStore, repo: str | None = None, progress: Progress | None = None) -> Report:
     """Make the index of a store, or of its metadata and one repo, anew.
 
     Parameters
@@ -131,9 +129,7 @@ class _Rebuild:
                 lane = Lane(self.home, spec.id, keys.NO_NODE, Base())
                 _LaneRebuild(self, lane, f"{self.name}, array {spec.name!r}", Base()).run()
 
-    def _node(
-        self, view: View, node: Node, finals: dict[str, dict[str, Base]]
-    ) -> dict[str, Base]:
+    def _node(self, view: View, node: Node, finals: dict[str, dict[str, Base]]) -> dict[str, Base]:
         ancestry = view.dag.ancestry(node)
         shown = [each for each in view.arrays.values() if each.versioned and each.node in ancestry]
         key = keys.lock(self.home.prefix, node.id)
@@ -211,14 +207,22 @@ class _LaneRebuild:
             if number in wanted or fold.size >= FLUSH_ENTRIES:
                 self._snapshot(fold, number)
         ended = self.last is not None and self.last.type == log.LOCK
-        if fold.base is not None and not ended and (
-            len(self._txids) >= versioned.SNAPSHOT_RECORDS
-            or fold.size >= versioned.SNAPSHOT_ENTRIES
+        if (
+            fold.base is not None
+            and not ended
+            and (
+                len(self._txids) >= versioned.SNAPSHOT_RECORDS
+                or fold.size >= versioned.SNAPSHOT_ENTRIES
+            )
         ):
             self._snapshot(fold, self._number)
         if fold.base is None:
-            owner.report.error("lost-state", self.where, f"{self.where}: its state cannot be known"
-                               " from what is left; " + RESTORE.format("the log or its snapshots"))
+            owner.report.error(
+                "lost-state",
+                self.where,
+                f"{self.where}: its state cannot be known"
+                " from what is left; " + RESTORE.format("the log or its snapshots"),
+            )
         return fold
 
     def _order(self, listed: LaneKeys) -> tuple[dict[int, str], set[int]]:
@@ -247,8 +251,11 @@ class _LaneRebuild:
 
     def _lost(self, fold: Fold, what: str) -> None:
         fold.lose()
-        self.owner.report.error("lost-record", self.where, f"{self.where}: {what} cannot be"
-                                " recovered; " + RESTORE.format("the log"))
+        self.owner.report.error(
+            "lost-record",
+            self.where,
+            f"{self.where}: {what} cannot be recovered; " + RESTORE.format("the log"),
+        )
 
     def _record(self, fold: Fold, number: int, txid: str | None) -> None:
         self.owner.report.count("records")
@@ -325,8 +332,12 @@ class _LaneRebuild:
             return fold.write()
         if old is not None:
             return old  # the records are lost, as reported, but not what they made
-        self.owner.report.error("lost-version", self.where, f"{self.where}: neither its log is"
-                                " whole nor its lock object; " + RESTORE.format("either"))
+        self.owner.report.error(
+            "lost-version",
+            self.where,
+            f"{self.where}: neither its log is"
+            " whole nor its lock object; " + RESTORE.format("either"),
+        )
         # A pointer to no page: reading there raises, where an empty tree would read as fill.
         return Base({0: (0, 0, 1)}, fold.box)
 

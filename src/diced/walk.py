@@ -114,7 +114,7 @@ class PageDamage(NamedTuple):
 
 class _Summary(NamedTuple):
     level: int
-    count: int
+    total: int
     first: bytes
     last: bytes
     sound: bool
@@ -184,7 +184,7 @@ class Pages:
                 child.level != page.level - 1
                 or child.first != page.key(at)
                 or (at + 1 < len(page) and last >= page.key(at + 1))
-                or [child.count] != page.counts(at, at + 1)
+                or [child.total] != page.counts(at, at + 1)
             ):
                 sound = False
                 damage.append(
@@ -286,7 +286,9 @@ class Head(NamedTuple):
     lane: bytes
 
 
-def frame_heads(engine: Engine, key: str, start: int = 0, stop: int | None = None) -> Iterator[Head]:
+def frame_heads(
+    engine: Engine, key: str, start: int = 0, stop: int | None = None
+) -> Iterator[Head]:
     """Yield the frames of a segment in order without reading payloads.
 
     Where no frame is, the next magic is searched, so that damage does not hide what follows.

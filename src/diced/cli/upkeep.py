@@ -6,7 +6,6 @@ import argparse
 from typing import Any
 
 from diced.cli import common
-from diced.errors import InvalidError
 
 CORRUPT = 6  # the exit code of CorruptError
 
@@ -29,9 +28,7 @@ def add_commands(commands: common.Commands) -> None:
         "--rebuild", action="store_true", help="restore lost logs and indexes, then check"
     )
 
-    parser = common.command(
-        commands, "du", _du, "tell how much each array takes: live and dead bytes"
-    )
+    parser = common.command(commands, "du", _du, "tell what takes the space: live and dead bytes")
     common.add_store(parser, repo=False)
     parser.add_argument("-b", "--bytes", action="store_true", help="plain numbers")
 
@@ -76,16 +73,29 @@ def _du(args: argparse.Namespace) -> None:
     common.show(args, data, _du_lines(args, data))
 
 
-def _du_lines(args: argparse.Namespace, data: Any) -> list[str]:
+def _du_lines(args: argparse.Namespace, data: dict[str, Any]) -> list[str]:
     shown = str if args.bytes else common.human
-    rows = [("repo", "array", "live", "dead")]
-    if not isinstance(data, dict):
-        raise InvalidError(f"usage of {args.store}: {data!r}")
-    for repo in data.get("repos", []):
-        for array in repo.get("arrays", []):
-            live, dead = shown(array["live"]), shown(array["dead"])
-            rows.append((repo["name"], array["name"], live, dead))
-    return common.table(rows)
+    lines = []
+    for repo in data["repos"]:
+        lines.append(f"repo {repo['name']}")
+        rows = [
+            (f"  {each['name']}", shown(each["live_bytes"]), "live", f"{each['blocks']} blocks")
+            for each in repo["arrays"]
+            if each["live_bytes"] or each["blocks"]
+        ]
+        found = repo["segments"]
+        rest = sum(n for kind, n in repo["bytes"].items() if kind not in ("total", "segments"))
+        rows += [
+            ("  = live", shown(found["live"]), "", "in some version"),
+            ("  + superseded", shown(found["superseded"]), "", "overwritten before a lock"),
+            ("  + journal", shown(found["journal"]), "", "commits, to rebuild indexes from"),
+            ("  + dead", shown(found["dead"]), "", "referred to by nothing"),
+            ("  + index", shown(rest), "", "pages, logs, snapshots, locks"),
+            ("  = total", shown(repo["bytes"]["total"]), "", f"{repo['files']} files"),
+        ]
+        lines += common.table(rows)
+    lines.append(f"{data['url']}: {shown(data['bytes'])} in {data['files']} files")
+    return lines
 
 
 def _sweep(args: argparse.Namespace) -> None:

@@ -1,0 +1,1 @@
+"""Writers that are killed, and the proof that what they acknowledged stays."""

@@ -1,0 +1,21 @@
+"""A hundred kills; the full count is ``python -m tests.crash.run --kills 2000``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from crash import run
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_nothing_acknowledged_is_lost_to_kills(tmp_path: Path, durability: str) -> None:
+    found = run.crash(50, seed=7, reads=3000, durability=durability, root=tmp_path)
+    assert found["kills"] == 50
+    assert found["acked"] > 50 and found["reads"] >= 3000 and found["seen"] > 10
+    assert {name: found[name] for name in run.ERRORS} == dict.fromkeys(run.ERRORS, 0)
+
+
+def test_one_block_under_contention(tmp_path: Path) -> None:
+    assert run.contention(8, 60, tmp_path) == 0
