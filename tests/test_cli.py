@@ -424,6 +424,14 @@ def test_du(capsys: pytest.CaptureFixture[str], store: str, stack: tuple[str, np
     assert re.search(rf"^ +em +{em['live_bytes']} ", capsys.readouterr().out, re.MULTILINE)
 
 
+def test_demo(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    where = str(tmp_path / "demo.diced")
+    told = ok(capsys, "demo", "--store", where, "--shape", "16,32,32")
+    assert len(told["told"]) > 5
+    assert [each["name"] for each in ok(capsys, "repos", where)] == ["demo"]
+    fails(capsys, 8, "demo", "--store", where, "--shape", "16,32")
+
+
 # -- processes -----------------------------------------------------------------------------
 
 

@@ -19,9 +19,14 @@ BOX = (slice(-8, 24),) * 3
 
 @pytest.fixture(autouse=True)
 def small_logs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Snapshots after a few records, and bodies in COMMIT frames."""
+    """Take snapshots after a few records."""
     monkeypatch.setattr(versioned, "SNAPSHOT_RECORDS", 4)
     monkeypatch.setattr(versioned, "META_SNAPSHOT_RECORDS", 6)
+
+
+@pytest.fixture
+def bodies_in_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave only the heads of most commits in the records, also of metadata."""
     monkeypatch.setattr(versioned, "INLINE_BODY", 300)
 
 
@@ -146,6 +151,26 @@ def test_healthy_histories_have_no_problems(seed: int) -> None:
         assert report.problems == []
         assert report.ok and report.counts["frames"] > 0 and report.counts["records"] > 0
         assert check(DicedStore(store.url, readonly=True, create=False)).problems == []
+
+
+@pytest.mark.usefixtures("bodies_in_segments")
+def test_commits_with_their_bodies_in_segments_are_healthy(store: DicedStore) -> None:
+    fill(store)
+    assert check(store, full=True).problems == []
+    before = contents(store)
+    drop_index(store)
+    assert rebuild(store).problems == []
+    mended(store, before)
+
+
+@pytest.mark.usefixtures("bodies_in_segments")
+def test_metadata_lost_with_a_segment_are_errors_not_exceptions(store: DicedStore) -> None:
+    fill(store)
+    Raw(store).delete(*Raw(store).keys(".seg"))
+    report = check(store, full=True)
+    assert any("metadata" in each.where for each in report.problems)
+    assert "bad-record" in kinds(report)
+    assert "lost-record" in kinds(rebuild(store))
 
 
 def test_a_check_changes_nothing(store: DicedStore) -> None:
@@ -448,6 +473,7 @@ def test_a_rebuilt_store_goes_on(store: DicedStore) -> None:
     assert check(store, full=True).ok
 
 
+@pytest.mark.usefixtures("bodies_in_segments")
 @pytest.mark.parametrize("damage", ["delete", "flip"])
 @pytest.mark.parametrize("name", ["gray", "notes"])
 def test_rebuild_takes_lost_records_of_a_locked_node_from_segments(

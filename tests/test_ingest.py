@@ -96,9 +96,9 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
         expand([tmp_path / "nothing*.png"])
     with pytest.raises(InvalidError, match="folder"):
         expand([tmp_path])
-    with pytest.raises(NotFoundError, match="missing.png"):
+    with pytest.raises(NotFoundError, match=r"missing\.png"):
         open_source([tmp_path / "missing.png"])
-    with pytest.raises(UnsupportedError, match="notes.txt"):
+    with pytest.raises(UnsupportedError, match=r"notes\.txt"):
         (tmp_path / "notes.txt").touch()
         open_source([tmp_path / "notes.txt"])
 
@@ -283,6 +283,27 @@ def test_values_that_do_not_fit_are_refused(repo: DicedRepo, tmp_path: Path) -> 
     np.save(tmp_path / "v.npy", np.full(SHAPE, 256, np.uint16))
     with pytest.raises(InvalidError, match="256"):
         run(repo, str(tmp_path / "v.npy"))
+
+
+@pytest.mark.parametrize(
+    ("package", "name"), [("PIL", "a.png"), ("tifffile", "a.tif"), ("h5py", "a.h5")]
+)
+def test_missing_packages_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, name: str
+) -> None:
+    (tmp_path / name).touch()
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UnsupportedError, match=r"diced\[images\]"):
+        open_source([tmp_path / name])
+
+
+def test_a_copy_over_it_is_an_edit(repo: DicedRepo, tmp_path: Path) -> None:
+    pattern = save(tmp_path, volume())
+    run(repo, pattern)
+    np.save(tmp_path / "v.npy", np.zeros((2, 2, 2), np.uint8))
+    run(repo, str(tmp_path / "v.npy"), verb="copy")
+    assert run(repo, pattern).skipped == 3
+    assert not repo["a"][0:2, 0:2, 0:2].any()
 
 
 # -- broken files --------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from diced import grid
 from diced.attrs import Attributes
 from diced.blockio import Assignment, Blocks, Pending
 from diced.errors import InvalidError, LockedError
-from diced.spec import ArraySpec, array_fields, cast
+from diced.spec import ArraySpec, array_fields, cast, check_values
 
 if TYPE_CHECKING:
     from diced.repo import DicedRepo
@@ -347,8 +347,9 @@ class DicedArray:
             values = np.asarray(value)
         except ValueError as error:
             raise InvalidError(f"array {self.name!r}: {error}") from None
+        check_values(values, self.dtype, f"array {self.name!r}")
         if not isinstance(value, (np.ndarray, np.generic)):
-            # Lists and Python scalars have no dtype of their own to respect.
+            # Lists and Python scalars have no dtype of their own: convert once, not per block.
             values = cast(values, self.dtype, f"array {self.name!r}")
         shape = self._result_shape(chosen, tail)
         try:
@@ -359,8 +360,6 @@ class DicedArray:
             ) from None
         if chosen.empty or 0 in shape:
             return None
-        if values.dtype != self.dtype and values.size == 1:
-            cast(values, self.dtype, f"array {self.name!r}")
         channel: tuple[slice, ...] = ()
         if tail:
             if isinstance(chosen.channel, int):

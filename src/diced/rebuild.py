@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diced import keys, log, versioned
+from diced import index, keys, log, versioned
 from diced.dag import LOCKED, LOCKING, Node
 from diced.errors import CorruptError, NotFoundError, ReadOnlyError
 from diced.fsck import REPO_SPACES, STORE_SPACES
@@ -309,6 +309,7 @@ class _LaneRebuild:
             head = {
                 **base.fields(),
                 "number": number,
+                "entries": sum(index.count(fold.home.load, root) for root in base.roots.values()),
                 "previous": self._snapshot_number,
                 "txids": self._txids,
                 "txid": txid,

@@ -25,6 +25,7 @@ DTYPES = {
 
 MAX_BLOCK_BYTES = 2**30
 MAX_CHANNELS = 1024
+CHECK_BYTES = 16 * 2**20
 
 
 class ArrayDtype(enum.Enum):
@@ -224,17 +225,40 @@ def cast(values: np.ndarray, dtype: np.dtype[Any], what: str) -> np.ndarray:
         return values
     if values.dtype.kind not in "biuf":
         raise InvalidError(f"{what}: {values.dtype} values cannot be stored as {dtype.name}")
-    if np.can_cast(values.dtype, dtype, "safe") or values.dtype.kind == dtype.kind == "f":
+    if _always_fits(values.dtype, dtype):
         return values.astype(dtype)
     with np.errstate(invalid="ignore", over="ignore"):
         result = values.astype(dtype)
-        same = np.array_equal(result, values) and (
-            dtype.kind == "f" or bool(np.all((result < 0) == (values < 0)))
-        )
-    if not same:
-        wrong = values[result != values]
-        example = wrong.flat[0] if wrong.size else values.flat[0]
+        # Back again, because a comparison of an integer with a float rounds the integer.
+        kept = (result.astype(values.dtype) == values) & ((result < 0) == (values < 0))
+        if values.dtype.kind == "f" and dtype.kind in "iu":
+            kept &= values < 2.0 ** (dtype.itemsize * 8 - (dtype.kind == "i"))
+    if not kept.all():
         raise InvalidError(
-            f"{what}: {values.dtype} value {example} cannot be stored as {dtype.name}"
+            f"{what}: {values.dtype} value {values[~kept].flat[0]} cannot be stored as {dtype.name}"
         )
     return result
+
+
+def _always_fits(given: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
+    """Tell whether every value of one dtype may be stored as the other."""
+    if given.kind == wanted.kind == "f":
+        return True
+    # numpy calls 64-bit integers to float64 safe, though above 2**53 they are rounded.
+    rounds = given.kind in "iu" and given.itemsize == 8 and wanted.kind == "f"
+    return np.can_cast(given, wanted, "safe") and not rounds
+
+
+def check_values(values: np.ndarray, dtype: np.dtype[Any], what: str) -> None:
+    """Raise what `cast` would raise, in bounded memory and before anything is written."""
+    if values.dtype == dtype or (values.dtype.kind in "biuf" and _always_fits(values.dtype, dtype)):
+        return
+    if values.nbytes <= CHECK_BYTES:
+        cast(values, dtype, what)
+        return
+    if values.shape[0] == 1:
+        check_values(values[0], dtype, what)
+        return
+    middle = values.shape[0] // 2
+    check_values(values[:middle], dtype, what)
+    check_values(values[middle:], dtype, what)

@@ -254,7 +254,7 @@ class Lane:
         number = snapshot.head["number"]
         base = Base.parse(snapshot.head)
         self._snapshot_number, self._txids = number, []
-        self._folded = snapshot.head["entries"]
+        self._folded = snapshot.head.get("entries", 0)
         return State(number, base.roots, _Overlay(), base.box, False)
 
     def _rebase(self, state: State) -> State:
@@ -270,7 +270,7 @@ class Lane:
             overlay.add(each, self._recent[each])
         self._txids = self._txids[number - self._snapshot_number :]
         self._snapshot_number = number
-        self._folded = snapshot.head["entries"]
+        self._folded = snapshot.head.get("entries", 0)
         roots = Base.parse(snapshot.head).roots
         return State(state.number, roots, overlay, state.box, state.locked)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from typing import Any
 
 from diced.cli import common
 from diced.cli.stores import add_array_options, array_options
@@ -227,9 +226,8 @@ def _copy_in(args: argparse.Namespace, words: list[str]) -> None:
         repo = common.open_repo(args, store)
         channels = args.array in repo and getattr(repo[args.array], "channels", None) is not None
         source = open_source([path], channels=channels)
-        options: dict[str, Any] = {"force": True}  # a copy is an assignment, not a resumable import
         with contextlib.closing(source), common.bar(args, args.array) as progress:
             result = ingest(
-                repo, args.array, source, common.offset(args), progress=progress, **options
+                repo, args.array, source, common.offset(args), progress=progress, verb="copy"
             )
         _show_result(args, result)

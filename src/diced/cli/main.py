@@ -47,7 +47,7 @@ exit codes: 0 done, 1 other error, 2 usage, 3 not found, 4 exists, 5 locked, 6 c
 """
 
 # An offset or a box, which argparse would take for an option because of its first sign.
-_NEGATIVE = re.compile(r"-\d*[\d:,+-]*")
+_NEGATIVE = re.compile(r"-\d+[:,][\d:,+-]*")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -80,9 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if argv is None else argv)
     # A word with a space in front is never an option, and numbers do not mind it.
-    words = [
-        f" {each}" if _NEGATIVE.fullmatch(each) and each[1:].strip("-") else each for each in given
-    ]
+    words = [f" {each}" if _NEGATIVE.fullmatch(each) else each for each in given]
     try:
         args = parser().parse_args(words)
     except SystemExit as stop:

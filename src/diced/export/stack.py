@@ -19,6 +19,7 @@ from diced import pool
 from diced.array import DicedArray
 from diced.engine.base import translate
 from diced.errors import AlreadyExistsError, InvalidError, UnsupportedError
+from diced.spec import DTYPES, MAX_CHANNELS
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 Progress = Callable[[int, int], None]
@@ -291,6 +292,7 @@ class _Pages:
     def __init__(self, array: DicedArray, path: str, shape: tuple[int, ...], overwrite: bool):
         tifffile = _need("tifffile")
         _planar(array, "TIFF")
+        _suits(array, "tiff")
         self._file = _File(path, overwrite)
         self._flat = array.numdims == 2
         size = int(np.prod(shape, dtype=np.int64)) * array.dtype.itemsize
@@ -383,12 +385,14 @@ def _planar(array: DicedArray, what: str) -> None:
 
 def _suits(array: DicedArray, format: str) -> None:
     """Raise unless a format of images can hold an array's voxels as they are."""
+    every = (None, *range(1, MAX_CHANNELS + 1))
     formats: dict[str, dict[str, tuple[int | None, ...]]] = {
         "png": {"bool": (None,), "uint8": (None, 2, 3, 4), "uint16": (None,)},
         "jpeg": {"uint8": (None, 3)},
+        "tiff": {**dict.fromkeys(DTYPES, every), "bool": (None,)},
     }
-    kinds = formats.get(format)
-    if kinds is not None and array.channels not in kinds.get(array.dtype.name, ()):
+    kinds = formats[format]
+    if array.channels not in kinds.get(array.dtype.name, ()):
         channels = "" if array.channels is None else f" with {array.channels} channels"
         raise UnsupportedError(
             f"array {array.name!r}, {array.dtype.name}{channels}, does not fit {format} images:"

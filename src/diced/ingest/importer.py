@@ -21,7 +21,7 @@ from diced.errors import DicedException, InvalidError
 from diced.ingest.stack import Box, Source
 from diced.repo import DicedRepo
 
-OPERATION = "ingest "
+VERB = "ingest"
 # 1-D and 2-D slabs of one block would be small commits; volumes' are of one block's thickness.
 LEAST_SLAB = 4 * 2**20
 
@@ -65,6 +65,7 @@ def ingest(
     force: bool = False,
     memory: int | None = None,
     progress: Progress | None = None,
+    verb: str = VERB,
     **options: Any,
 ) -> Result:
     """Write a source into an array of a repo's current version, which is created if missing.
@@ -94,6 +95,8 @@ def ingest(
         decoded once per part. A quarter of the machine's by default.
     progress : callable, optional
         Called with (bytes done, bytes in all) after each slab, skipped ones included.
+    verb : str
+        First word of the commits' operations. Any other makes them edits, which nothing resumes.
     **options
         For `DicedRepo.create_array`: ``block_shape``, ``codec``, ``voxel_size``, ``units``, ...
         An existing array must agree with those given.
@@ -111,7 +114,7 @@ def ingest(
     array = _target(repo, name, source, labels, dims, options)
     slabs = _plan(array, source, offset, memory or default_memory())
     total = sum(slab.nbytes for slab in slabs)
-    done = set() if force else _finished(repo, array, slabs)
+    done = set() if force or verb != VERB else _finished(repo, array, slabs)
     todo = [slab for slab in slabs if slab.digest not in done]
     finished = total - sum(slab.nbytes for slab in todo)
     if progress is not None:
@@ -121,7 +124,7 @@ def ingest(
     with contextlib.closing(_voxels(source, todo, repo.store.threads, skipped)) as parts:
         for slab in todo:
             values = next(parts)
-            with array.batch(OPERATION + slab.digest):
+            with array.batch(f"{verb} {slab.digest}"):
                 array[_index(slab.box)] = values.reshape(
                     tuple(b - a for a, b in zip(*slab.box, strict=True))
                     + (() if array.channels is None else (array.channels,))
@@ -296,10 +299,10 @@ def _finished(repo: DicedRepo, array: DicedArray, slabs: list[_Slab]) -> set[str
     found: dict[str, int] = {}
     others: list[tuple[int, grid.Box]] = []
     for at, each in enumerate(repo.operations(array.name)):
-        operation, box = each["operation"], each["box"]
-        if not operation.startswith(OPERATION) or box is None:
+        box = each["box"]
+        verb, _, digest = each["operation"].partition(" ")
+        if verb != VERB or box is None:
             continue
-        digest = operation[len(OPERATION) :]
         if digest in wanted:
             found[digest] = at
         else:
