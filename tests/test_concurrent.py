@@ -469,7 +469,7 @@ def test_a_forked_child_and_its_parent_both_write(tmp_path: Path) -> None:
         assert (again[8:14, 0:16, 0:16] == data[1]).all()
         assert again[0, 0, 0] == 1
     assert repo.list_files() == ["child", "parent"]
-    segments = [key for key in store.engine.list("r/") if key.endswith(".seg")]
+    segments = [key for key in store.engine.list("") if key.endswith(".seg")]
     assert len(segments) == 2  # one each: a child never appends to its parent's
     store.close()
 

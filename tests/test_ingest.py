@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import signal
 import struct
 import subprocess
 import sys
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,14 +17,11 @@ import h5py
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from diced import DicedArray, DicedRepo, DicedStore
 from diced.errors import InvalidError, LockedError, NotFoundError, UnsupportedError
-from diced.ingest import expand, gaps, ingest, open_source
-from diced.ingest.paths import natural_key
+from diced.ingest import ingest, open_source
 
 BLOCK = (8, 8, 8)
 SHAPE = (21, 19, 17)
@@ -64,51 +59,6 @@ def run(repo: DicedRepo, patterns: Any, *args: Any, name: str = "a", **kwargs: A
         if name not in repo and "block_shape" not in kwargs and "dims" not in kwargs:
             kwargs["block_shape"] = BLOCK[: len(source.shape)]
         return ingest(repo, name, source, *args, **kwargs)
-
-
-# -- files ---------------------------------------------------------------------------------
-
-
-@given(st.lists(st.integers(0, 10**6), unique=True))
-def test_numbers_in_names_sort_as_numbers(numbers: list[int]) -> None:
-    paths = sorted((f"a/iso.{n}.png" for n in numbers), key=natural_key)
-    assert [int(path.split(".")[1]) for path in paths] == sorted(numbers)
-
-
-def test_shells_order_is_mended_unless_it_is_meant(tmp_path: Path) -> None:
-    files = [str(tmp_path / name) for name in ("z10.png", "z9.png", "z9.png", "z100.png")]
-    for path in files:
-        Path(path).touch()
-    assert expand(files) == [files[1], files[0], files[3]]
-    assert expand(files, keep_order=True) == files
-    assert expand([str(tmp_path / "z1*.png")]) == [files[0], files[3]]
-
-
-def test_a_name_with_brackets_is_no_pattern_if_it_exists(tmp_path: Path) -> None:
-    path = tmp_path / "a[1].png"
-    path.touch()
-    (tmp_path / "a1.png").touch()
-    assert expand([path]) == [str(path)]
-
-
-def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match=r"nothing\*"):
-        expand([tmp_path / "nothing*.png"])
-    with pytest.raises(InvalidError, match="folder"):
-        expand([tmp_path])
-    with pytest.raises(NotFoundError, match=r"missing\.png"):
-        open_source([tmp_path / "missing.png"])
-    with pytest.raises(UnsupportedError, match=r"notes\.txt"):
-        (tmp_path / "notes.txt").touch()
-        open_source([tmp_path / "notes.txt"])
-
-
-def test_gaps_in_numbering() -> None:
-    names = [f"s{z}.png" for z in (1, 2, 3, 5, 6)]
-    assert gaps(names) == [("s3.png", "s5.png")]
-    assert gaps([f"s{z}.png" for z in range(0, 50, 5)]) == []
-    assert gaps(["a.png", "b.png", "c.png"]) == []
-    assert gaps(["a1b1.png", "a1b2.png", "a2b1.png"]) == []
 
 
 # -- what becomes of them ------------------------------------------------------------------
@@ -449,36 +399,45 @@ def test_it_goes_on_in_a_child_and_not_at_a_locked_version(repo: DicedRepo, tmp_
 
 
 SCRIPT = """
-import sys
+import os, signal, sys, threading
 from diced import DicedStore
 from diced.ingest import ingest, open_source
-with DicedStore(sys.argv[1], durability="process") as store:
-    repo = store.open_repo("r")
-    print(ingest(repo, "a", open_source([sys.argv[2]])).written, flush=True)
+where, pattern, slabs, delay = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+left = slabs + 1
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def progress(done, total):
+    global left
+    left -= 1
+    if left == 0:
+        threading.Timer(delay, kill).start() if delay else kill()
+
+with DicedStore(where, durability="process") as store:
+    result = ingest(store.open_repo("r"), "a", open_source([pattern]), progress=progress)
+    print(result.written, flush=True)
 """
 
 
 def test_kill_and_run_again(tmp_path: Path) -> None:
-    """Killed at any moment, it goes on; no finished slab is written twice."""
+    """Killed between commits or at any moment, it goes on; no finished slab is written twice."""
     data = volume((96, 128, 128))
     pattern = save(tmp_path / "in", data)
     where = tmp_path / "s.diced"
     with DicedStore(where) as store:
         store.create_repo("r").create_array("a", "uint8", block_shape=(2, 32, 32))
-    rng = random.Random(7)
     command = [sys.executable, "-c", SCRIPT, str(where), pattern]
-    seen = [0]
-    for _ in range(4):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE)
-        want = seen[-1] + rng.randint(2, 8)
-        while process.poll() is None and _records(where) < want:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
-        seen.append(_records(where))
-    assert 0 < seen[1] < 48, "it was to be killed on the way"
-    before = seen[-1]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    killed = subprocess.run([*command, "3", "0"], timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert _records(where) == 3
+    for slabs, delay in ((5, 0.004), (2, 0.001), (4, 0.0005)):
+        subprocess.run([*command, str(slabs), str(delay)], timeout=120, check=False)
+    before = _records(where)
+    assert before >= 3 + 5 + 2 + 4
+    done = subprocess.run(
+        [*command, "99", "0"], capture_output=True, text=True, timeout=120, check=True
+    )
     assert int(done.stdout) == data.nbytes * (48 - before) // 48
     with DicedStore(where, readonly=True) as store:
         repo = store.open_repo("r")

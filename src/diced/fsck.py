@@ -108,7 +108,10 @@ class HomeCheck(Scope):
         self.name = name
         # Listed before anything is read: what a writer adds meanwhile is not taken for an orphan.
         self.packs = {keys.object_id(key) for key in self.engine.list(keys.pages(prefix))}
-        self.segments = {keys.object_id(key) for key in self.engine.list(keys.segments(prefix))}
+        self.segments = {
+            keys.object_id(key): self.engine.size(key)
+            for key in self.engine.list(keys.segments(prefix))
+        }
         self.known = False  # whether the metadata are whole, so that an orphan is one
         self.lanes, self.strays = lane_keys(self.engine, prefix)
 
@@ -246,10 +249,9 @@ class HomeCheck(Scope):
                 f" {len(packs)} page packs, such as {keys.pack(prefix, min(packs))}",
             )
         tails, orphans = [0, 0], []
-        for segment in sorted(self.segments):
+        for segment, size in sorted(self.segments.items()):
             key = keys.segment(prefix, segment)
             try:
-                size = self.engine.size(key)
                 end = self.ends.get(segment, 0)
                 kept = [
                     head for head in frame_heads(self.engine, key, end, size)
@@ -262,7 +264,7 @@ class HomeCheck(Scope):
             rest = size - end - sum(head.size for head in kept)
             if not end and not kept:
                 orphans.append(key)
-            elif rest:
+            elif rest > 0:
                 tails = [tails[0] + 1, tails[1] + rest]
         if orphans:
             report.warning(

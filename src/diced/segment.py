@@ -136,7 +136,8 @@ class SegmentWriter:
     """The one active segment of this process in a home. Thread-safe.
 
     A segment whose write or sync failed is abandoned, never synced again: the kernel may have
-    dropped the pages that it failed to write. The same bytes then go once to a new segment.
+    dropped the pages that it failed to write. The commits that were in it fail, unacknowledged,
+    and the next append begins a new segment.
     """
 
     def __init__(self, engine: Engine, home: str):
@@ -150,12 +151,7 @@ class SegmentWriter:
     def append(self, chunks: Sequence[Any]) -> tuple[int, int]:
         """Append buffers end to end; return (segment id, offset of the first byte)."""
         appender = self._current()
-        try:
-            offset = appender.append(chunks)
-        except EngineError:
-            appender = self._replace(appender)
-            offset = appender.append(chunks)
-        return keys.object_id(appender.key), offset
+        return keys.object_id(appender.key), appender.append(chunks)
 
     def sync(self, segments: Sequence[int]) -> None:
         """Make what was appended to these segments durable."""
@@ -174,13 +170,6 @@ class SegmentWriter:
             if active is not None and not active.failed and active.size < ROLL_BYTES:
                 return active
             return self._open()
-
-    def _replace(self, failed: Appender) -> Appender:
-        with self._lock:
-            if self._active is failed:
-                return self._open()
-            assert self._active is not None
-            return self._active
 
     def _open(self) -> Appender:
         self._active = self._engine.appender(self._prefix, ".seg")

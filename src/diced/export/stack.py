@@ -414,7 +414,9 @@ def _saver(array: DicedArray, format: str, quality: int) -> Callable[[str, np.nd
     if format == "tiff":
         return functools.partial(_need("tifffile").imwrite, **_tiff_options(array))
     pil = _need("PIL")
-    options = {"quality": quality} if format == "jpeg" else {"compress_level": 3}
+    options = (
+        {"quality": quality} if format == "jpeg" else {"compress_level": 1}
+    )  # EM is noise: more gains little
 
     def save(path: str, plane: np.ndarray) -> None:
         pil.fromarray(np.ascontiguousarray(plane)).save(path, format=format.upper(), **options)

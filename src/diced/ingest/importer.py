@@ -7,7 +7,6 @@ digest of what was written (files, place, type), so it is there exactly if the v
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -227,6 +226,8 @@ def _plan(
     array: DicedArray, source: Source, offset: Sequence[int] | None, memory: int
 ) -> list[_Slab]:
     """Cut a source into slabs, aligned with the blocks of the array."""
+    import hashlib  # 9 ms
+
     dims = array.numdims
     if offset is not None and len(offset) != dims:
         raise InvalidError(f"array {array.name!r} needs an offset of {dims} numbers; got {offset}")
