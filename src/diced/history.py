@@ -15,6 +15,7 @@ from diced import keys, log
 from diced.dag import LOCKED, LOCKING, OPEN, Dag, Node
 from diced.errors import (
     AlreadyExistsError,
+    CorruptError,
     InvalidError,
     LockedError,
     NotFoundError,
@@ -237,6 +238,15 @@ class History:
             self._locks[node_id] = found
         return found
 
+    def _root(self, spec: ArraySpec, node_id: str) -> Base:
+        base = self.roots(node_id).get(spec.id)
+        if base is None:
+            raise CorruptError(
+                f"the lock object of node {node_id} lacks array {spec.name!r};"
+                " 'diced fsck --rebuild' makes it anew"
+            )
+        return base
+
     # -- arrays ----------------------------------------------------------------------------
 
     def visible(self, view: View, node_id: str) -> dict[str, ArraySpec]:
@@ -328,13 +338,11 @@ class History:
         else:
             node = self.known().dag.nodes[node_id]
             if node.locked:
-                base = self.roots(node_id).get(spec.id, Base())
-                lane = Lane(self.home, spec.id, where, base, final=True)
+                lane = Lane(self.home, spec.id, where, self._root(spec, node_id), final=True)
+            elif spec.node == node_id:
+                lane = Lane(self.home, spec.id, where, Base())
             else:
-                base = Base()
-                if node.parents:
-                    base = self.roots(node.parents[0]).get(spec.id, base)
-                lane = Lane(self.home, spec.id, where, base)
+                lane = Lane(self.home, spec.id, where, self._root(spec, node.parents[0]))
         with self._lock:
             return self._lanes.setdefault((spec.id, where), lane)
 
