@@ -3,7 +3,7 @@
 import numpy as np
 
 from benchmarks.common import em, labels
-from diced import _blocks, _codec, _compress
+from diced import _blocks, _codec, _crc32c, _voxels
 
 BLOCK = (slice(3, 67), slice(64, 128), slice(64, 128))
 
@@ -25,10 +25,10 @@ class Copy:
         _blocks.copy(self.volume[BLOCK], self.block)
 
     def time_constant(self, dtype):
-        _blocks.constant(self.volume[BLOCK])
+        _voxels.constant(self.volume[BLOCK])
 
     def time_fill(self, dtype):
-        _blocks.fill(self.volume[BLOCK], self.block[0, 0, :1].tobytes())
+        _voxels.fill(self.volume[BLOCK], self.block[0, 0, :1].tobytes())
 
 
 class Labels:
@@ -64,7 +64,7 @@ class Rest:
         self.coords = np.asarray(_blocks.partition([0] * 3, [1024] * 3, [64] * 3)[0])
 
     def time_crc32c(self):
-        _compress.crc32c(self.data)
+        _crc32c.crc32c(self.data)
 
     def time_partition(self):
         _blocks.partition([0] * 3, [1024] * 3, [64] * 3)

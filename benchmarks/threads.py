@@ -3,7 +3,7 @@
 import threading
 
 from benchmarks.common import Scratch, em, labels
-from diced import _blocks, _codec, _compress
+from diced import _blocks, _codec, _crc32c
 from diced.codec import get_codec
 
 COUNT = 2
@@ -34,7 +34,7 @@ class Kernels:
         segs = [seg.copy() for _ in range(COUNT)]
         data = gray.tobytes()
         self.once = {
-            "crc32c": lambda i: _compress.crc32c(data),
+            "crc32c": lambda i: _crc32c.crc32c(data),
             "copy": lambda i: _blocks.copy(gray, outs[i]),
             "lz4 encode": lambda i: codec.encode(gray),
             "lz4 decode": lambda i: codec.decode(packed, outs[i], (0, 0, 0)),

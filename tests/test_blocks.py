@@ -15,7 +15,7 @@ from reference import (
     partition_reference,
 )
 
-from diced import _blocks
+from diced import _blocks, _voxels
 from diced.errors import BadIndexError, InvalidError
 
 DTYPES = ["u1", "?", "<u2", "<f2", "<f4", "<i8", "<c16", "V3", "V32", "V48", "V64"]
@@ -152,28 +152,28 @@ class TestConstant:
     @given(nearly_constant())
     def test_equals_reference(self, case):
         array, unit = case
-        assert _blocks.constant(array, unit) == constant_reference(array, unit)
+        assert _voxels.constant(array, unit) == constant_reference(array, unit)
 
     @pytest.mark.parametrize("place", [0, 1, 63, 64, 262143])
     def test_one_voxel_of_a_block_differs(self, place):
         block = np.full((64, 64, 64), 7, np.uint8)
-        assert _blocks.constant(block) == b"\x07"
+        assert _voxels.constant(block) == b"\x07"
         block.reshape(-1)[place] = 8
-        assert _blocks.constant(block) is None
+        assert _voxels.constant(block) is None
 
     def test_bits_count_not_values(self):
-        assert _blocks.constant(np.array([0.0, -0.0])) is None
-        assert _blocks.constant(np.array([np.nan, np.nan])) == np.array(np.nan).tobytes()
+        assert _voxels.constant(np.array([0.0, -0.0])) is None
+        assert _voxels.constant(np.array([np.nan, np.nan])) == np.array(np.nan).tobytes()
 
     def test_broadcast(self):
-        assert _blocks.constant(np.broadcast_to(np.uint16(9), (2**40,))) == b"\x09\x00"
+        assert _voxels.constant(np.broadcast_to(np.uint16(9), (2**40,))) == b"\x09\x00"
 
     def test_nothing_is_not_constant(self):
-        assert _blocks.constant(np.zeros((3, 0, 2))) is None
+        assert _voxels.constant(np.zeros((3, 0, 2))) is None
 
     def test_refuses_a_unit_that_is_not_the_last_axis(self):
         with pytest.raises(InvalidError, match="unit"):
-            _blocks.constant(np.zeros((4, 4)), 2)
+            _voxels.constant(np.zeros((4, 4)), 2)
 
 
 class TestFill:
@@ -188,27 +188,27 @@ class TestFill:
             dst[...] = np.frombuffer(element, dst.dtype)
         wanted = memory.copy()
         memory[:] = before
-        _blocks.fill(dst, element)
+        _voxels.fill(dst, element)
         assert memory.tobytes() == wanted.tobytes()
 
     @pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "u8", "V3"])
     def test_large(self, dtype):
         element = bytes(range(1, 1 + np.dtype(dtype).itemsize))
         whole = np.zeros((40, 50, 60), dtype)
-        _blocks.fill(whole, element)
+        _voxels.fill(whole, element)
         assert whole.tobytes() == element * whole.size
-        _blocks.fill(whole[1:, ::2, 1:-1], bytes(len(element)))
+        _voxels.fill(whole[1:, ::2, 1:-1], bytes(len(element)))
         assert whole[1:, ::2, 1:-1].tobytes() == bytes(39 * 25 * 58 * len(element))
         assert whole[:, 1::2].tobytes() == element * (40 * 25 * 60)
 
     @pytest.mark.parametrize("element", [b"", b"a", b"abc", b"abcdefgh"])
     def test_refuses_another_length(self, element):
         with pytest.raises(InvalidError, match="element"):
-            _blocks.fill(np.zeros((5, 3), np.uint16), element)
+            _voxels.fill(np.zeros((5, 3), np.uint16), element)
 
     def test_refuses_read_only(self):
         with pytest.raises(InvalidError):
-            _blocks.fill(b"abc", b"a")
+            _voxels.fill(b"abc", b"a")
 
 
 @st.composite

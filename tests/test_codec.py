@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diced import _crc32c, registry
 from diced import codec as codecs
-from diced import registry
 from diced.errors import CorruptError, InvalidError, UnsupportedError
 
 PLAIN = ["raw", "lz4", "zstd", "zstd:7", "gzip", "gzip:6"]
@@ -436,4 +436,6 @@ class TestRegistered:
 
 
 def test_backend_is_told():
-    assert set(codecs.backend()) == {"lz4", "zstd", "crc32c"}
+    told = codecs.backend()
+    assert set(told) == {"lz4", "zstd", "crc32c"}
+    assert told["crc32c"] == _crc32c.crc32c_paths()[0]

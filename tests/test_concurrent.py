@@ -22,6 +22,7 @@ from diced import (
     DicedStore,
     LockedError,
     NotFoundError,
+    grid,
 )
 from diced.engine import memory
 
@@ -143,7 +144,10 @@ def test_threads_batch_on_one_handle(location: str) -> None:
 
 
 @pytest.mark.parametrize("readers", ["handle", "store"])
-def test_a_read_never_sees_half_an_assignment(location: str, readers: str) -> None:
+def test_a_read_never_sees_half_an_assignment(
+    location: str, readers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid, "BLOCKS_PER_PIECE", 1)  # commits come between the parts of a read
     store = start(location)
     array = store.open_repo("r")["block"]
     box = (slice(-8, 24), slice(-16, 16), slice(0, 40))  # whole blocks and parts of others

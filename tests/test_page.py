@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diced._compress import crc32c, zstd_compress, zstd_decompress
+from diced._compress import zstd_compress, zstd_decompress
+from diced._crc32c import crc32c
 from diced.errors import CorruptError, InvalidError, UnsupportedError
 from diced.page import MAX_INLINE, MAX_KEY, PackBuilder, decode_page, encode_page
 

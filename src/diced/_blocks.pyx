@@ -1,190 +1,32 @@
-"""Moves voxels between strided buffers, tests and fills blocks, and cuts boxes into blocks.
+"""Cuts boxes into blocks, names blocks by keys, and copies voxels between strided buffers.
 
-Knows shapes, strides and item sizes; knows no dtype, codec, key or version. Every buffer is
-described by its own ``Py_buffer``, and every loop is bounded by the shape found there.
+Knows shapes, strides and item sizes; knows no dtype, codec or version.
 """
 
-from cpython.buffer cimport (
-    PyBUF_STRIDES,
-    PyBUF_WRITABLE,
-    PyBuffer_Release,
-    PyObject_GetBuffer,
-)
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint64_t
-from libc.string cimport memcmp, memcpy, memmove, memset
+from libc.string cimport memmove, memset
 
 import numpy as np
 
+from diced._strides cimport MAX_AXES, Plan, View, advance, arrange, copy_lines
 from diced.errors import BadIndexError, InvalidError
 
-# Eight block dimensions and a channel axis.
 cdef enum:
-    MAX_AXES = 9
     MAX_DIMS = 8
-    MAX_ITEM = 64
     # Giving the GIL up and taking it again costs more than copying less than this.
     FREE_ABOVE = 4096
     # Side of the tiles of a transposing copy: 32 cache lines on each side stay in the first cache.
     TILE = 32
-    # A long row is filled in pieces of this many bytes, so that their source stays in the cache.
-    PATTERN = 16384
 
 cdef int64_t LOWEST = -(<int64_t>1 << 31)
 cdef int64_t HIGHEST = (<int64_t>1 << 31) - 1
 
 
-# Axes of a walk over one or two buffers, outermost first. `item` bytes lie together on both sides.
-cdef struct Plan:
-    int n
-    Py_ssize_t item
-    Py_ssize_t shape[MAX_AXES]
-    Py_ssize_t src[MAX_AXES]
-    Py_ssize_t dst[MAX_AXES]
-
-
-cdef class _View:
-    """A held buffer: shape, strides and item size of any exporter, at most nine axes."""
-
-    cdef Py_buffer buffer
-    cdef bint held
-
-    def __cinit__(self, obj, str what, bint writable):
-        cdef int flags = PyBUF_STRIDES | (PyBUF_WRITABLE if writable else 0)
-        try:
-            PyObject_GetBuffer(obj, &self.buffer, flags)
-        except (BufferError, TypeError, ValueError) as error:
-            raise InvalidError(
-                f"{what} must be a{' writable' if writable else ''} strided buffer;"
-                f" got {type(obj).__name__} ({error})"
-            ) from None
-        self.held = True
-        if self.buffer.ndim > MAX_AXES:
-            raise InvalidError(
-                f"{what} has {self.buffer.ndim} axes; at most {MAX_AXES} are possible"
-            )
-        if not 1 <= self.buffer.itemsize <= MAX_ITEM:
-            raise InvalidError(
-                f"{what} has items of {self.buffer.itemsize} bytes; 1 to {MAX_ITEM} are possible"
-            )
-
-    def __dealloc__(self):
-        if self.held:
-            PyBuffer_Release(&self.buffer)
-
-    cdef tuple shape(self):
-        return tuple([self.buffer.shape[i] for i in range(self.buffer.ndim)])
-
+# ---------------------------------------------------------------------------------- copy
 
 cdef inline Py_ssize_t _magnitude(Py_ssize_t value) noexcept nogil:
     return -value if value < 0 else value
-
-
-cdef bint _arrange(Plan* plan, char** src, char** dst) noexcept nogil:
-    """Reorder, flip, merge and fold axes without changing what is visited; False: nothing is.
-
-    Afterwards the last axis has the shortest step in `dst`, no step in `dst` is negative, and
-    whatever lies together on both sides is part of the item.
-    """
-    cdef int i, k, n = 0
-    cdef Py_ssize_t size, a, b
-    for i in range(plan.n):
-        size = plan.shape[i]
-        a = plan.src[i]
-        b = plan.dst[i]
-        if size <= 0:
-            return False
-        if size == 1:
-            continue
-        if b < 0:
-            src[0] += a * (size - 1)
-            dst[0] += b * (size - 1)
-            a = -a
-            b = -b
-        k = n
-        while k > 0 and plan.dst[k - 1] < b:
-            plan.shape[k] = plan.shape[k - 1]
-            plan.src[k] = plan.src[k - 1]
-            plan.dst[k] = plan.dst[k - 1]
-            k -= 1
-        plan.shape[k] = size
-        plan.src[k] = a
-        plan.dst[k] = b
-        n += 1
-    # Merge an axis into the one inside it where the two make one even stride on both sides.
-    k = 0
-    for i in range(n):
-        if (
-            k > 0
-            and plan.src[k - 1] == plan.src[i] * plan.shape[i]
-            and plan.dst[k - 1] == plan.dst[i] * plan.shape[i]
-        ):
-            k -= 1
-            plan.shape[k] *= plan.shape[i]
-        else:
-            plan.shape[k] = plan.shape[i]
-        plan.src[k] = plan.src[i]
-        plan.dst[k] = plan.dst[i]
-        k += 1
-    n = k
-    if n and plan.src[n - 1] == plan.item and plan.dst[n - 1] == plan.item:
-        n -= 1
-        plan.item *= plan.shape[n]
-    plan.n = n
-    return True
-
-
-cdef inline bint _step(
-    Plan* plan, Py_ssize_t* at, int outer, const char** src, char** dst
-) noexcept nogil:
-    """Advance over the first `outer` axes; False after the last position."""
-    cdef int k = outer - 1
-    while k >= 0:
-        at[k] += 1
-        src[0] += plan.src[k]
-        dst[0] += plan.dst[k]
-        if at[k] < plan.shape[k]:
-            return True
-        src[0] -= plan.src[k] * plan.shape[k]
-        dst[0] -= plan.dst[k] * plan.shape[k]
-        at[k] = 0
-        k -= 1
-    return False
-
-
-# ---------------------------------------------------------------------------------- copy
-# `item` is a constant at most calls of the inline loops below, so that memcpy and memcmp of it
-# become single moves: 4,096 rows of 64 bytes take less than half the time of library calls.
-
-cdef inline void _copy_line(
-    const char* src, char* dst, Py_ssize_t size, Py_ssize_t a, Py_ssize_t b, size_t item
-) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(size):
-        memcpy(dst + i * b, src + i * a, item)
-
-
-cdef void _copy_lines(
-    const char* src, char* dst, Py_ssize_t size, Py_ssize_t a, Py_ssize_t b, Py_ssize_t item
-) noexcept nogil:
-    cdef Py_ssize_t i
-    if item == 1:
-        _copy_line(src, dst, size, a, b, 1)
-    elif item == 2:
-        _copy_line(src, dst, size, a, b, 2)
-    elif item == 4:
-        _copy_line(src, dst, size, a, b, 4)
-    elif item == 8:
-        _copy_line(src, dst, size, a, b, 8)
-    elif item == 16:
-        _copy_line(src, dst, size, a, b, 16)
-    elif item == 32:
-        _copy_line(src, dst, size, a, b, 32)
-    elif item == 64:
-        _copy_line(src, dst, size, a, b, 64)
-    else:
-        for i in range(size):
-            memmove(dst + i * b, src + i * a, item)
 
 
 cdef void _copy_tiles(const char* src, char* dst, Plan* plan) noexcept nogil:
@@ -209,17 +51,17 @@ cdef void _copy_tiles(const char* src, char* dst, Plan* plan) noexcept nogil:
             b = dst + i * plan.dst[p] + j * plan.dst[q]
             if item > 8:
                 for k in range(rows):
-                    _copy_lines(
+                    copy_lines(
                         a + k * plan.src[p], b + k * plan.dst[p],
                         width, plan.src[q], plan.dst[q], item,
                     )
             else:
                 for k in range(width):
-                    _copy_lines(
+                    copy_lines(
                         a + k * plan.src[q], tile + k * item, rows, plan.src[p], pitch, item
                     )
                 for k in range(rows):
-                    _copy_lines(
+                    copy_lines(
                         tile + k * pitch, b + k * plan.dst[p], width, item, plan.dst[q], item
                     )
             j += TILE
@@ -241,8 +83,8 @@ cdef void _copy(Plan* plan, const char* src, char* dst) noexcept nogil:
             shortest = i
     if shortest == q:
         while True:
-            _copy_lines(src, dst, plan.shape[q], plan.src[q], plan.dst[q], plan.item)
-            if not _step(plan, at, q, &src, &dst):
+            copy_lines(src, dst, plan.shape[q], plan.src[q], plan.dst[q], plan.item)
+            if not advance(plan, at, q, &src, &dst):
                 return
     size = plan.shape[shortest]
     a = plan.src[shortest]
@@ -256,11 +98,11 @@ cdef void _copy(Plan* plan, const char* src, char* dst) noexcept nogil:
     plan.dst[q - 1] = b
     while True:
         _copy_tiles(src, dst, plan)
-        if not _step(plan, at, q - 1, &src, &dst):
+        if not advance(plan, at, q - 1, &src, &dst):
             return
 
 
-cdef int _move(_View src, _View dst) except -1:
+cdef int _move(View src, View dst) except -1:
     """Copy between views; shapes and item sizes are compared here, in every build."""
     cdef Plan plan
     cdef char* a = <char*>src.buffer.buf
@@ -282,11 +124,11 @@ cdef int _move(_View src, _View dst) except -1:
         plan.src[i] = src.buffer.strides[i]
         plan.dst[i] = dst.buffer.strides[i]
     if src.buffer.len <= FREE_ABOVE:
-        if _arrange(&plan, &a, &b):
+        if arrange(&plan, &a, &b):
             _copy(&plan, a, b)
         return 0
     with nogil:
-        if _arrange(&plan, &a, &b):
+        if arrange(&plan, &a, &b):
             _copy(&plan, a, b)
     return 0
 
@@ -304,7 +146,7 @@ def copy(src, dst):
     InvalidError
         Shapes or item sizes differ, `dst` is read-only, or an argument is no strided buffer.
     """
-    _move(_View(src, "src", False), _View(dst, "dst", True))
+    _move(View(src, "src", False), View(dst, "dst", True))
 
 
 def gather(src):
@@ -315,7 +157,7 @@ def gather(src):
     src : buffer
         Up to 9 axes, items of 1 to 64 bytes, any strides.
     """
-    cdef _View view = _View(src, "src", False)
+    cdef View view = View(src, "src", False)
     cdef Plan plan
     cdef Py_ssize_t step = view.buffer.itemsize
     cdef char* a = <char*>view.buffer.buf
@@ -331,213 +173,9 @@ def gather(src):
         plan.dst[i] = step
         step *= view.buffer.shape[i]
     with nogil:
-        if _arrange(&plan, &a, &b):
+        if arrange(&plan, &a, &b):
             _copy(&plan, a, b)
     return out
-
-
-# ------------------------------------------------------------------------ constant and fill
-
-cdef inline bint _same_line(
-    const char* first, const char* line, Py_ssize_t size, Py_ssize_t step, size_t item
-) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(size):
-        if memcmp(line + i * step, first, item) != 0:
-            return False
-    return True
-
-
-cdef bint _same_lines(
-    const char* first, const char* line, Py_ssize_t size, Py_ssize_t step, Py_ssize_t item
-) noexcept nogil:
-    if item == 1:
-        return _same_line(first, line, size, step, 1)
-    if item == 2:
-        return _same_line(first, line, size, step, 2)
-    if item == 4:
-        return _same_line(first, line, size, step, 4)
-    if item == 8:
-        return _same_line(first, line, size, step, 8)
-    if item == 16:
-        return _same_line(first, line, size, step, 16)
-    return _same_line(first, line, size, step, item)
-
-
-cdef bint _uniform(Plan* plan, const char* first, Py_ssize_t element) noexcept nogil:
-    """True when all of an arranged plan repeats its first `element` bytes."""
-    cdef Py_ssize_t at[MAX_AXES]
-    cdef int q = plan.n - 1
-    cdef const char* line = first
-    cdef char* unused = NULL
-    # A row equals itself moved by one element exactly when it is constant; others equal the row.
-    if memcmp(first, first + element, plan.item - element) != 0:
-        return False
-    if plan.n == 0:
-        return True
-    memset(at, 0, sizeof(at))
-    memset(plan.dst, 0, sizeof(plan.dst))
-    while True:
-        if not _same_lines(first, line, plan.shape[q], plan.src[q], plan.item):
-            return False
-        if not _step(plan, at, q, &line, &unused):
-            return True
-
-
-cdef void _fill_row(
-    char* row, Py_ssize_t size, const char* element, Py_ssize_t unit
-) noexcept nogil:
-    """Repeat `element` over `size` bytes, a multiple of `unit`."""
-    cdef Py_ssize_t done, step, limit
-    if unit == 1 or memcmp(element, element + 1, unit - 1) == 0:
-        memset(row, element[0], size)
-        return
-    memcpy(row, element, unit)
-    done = unit
-    limit = unit * (1 + PATTERN // unit)
-    while done < size:
-        step = min(min(done, limit), size - done)
-        memcpy(row + done, row, step)
-        done += step
-
-
-cdef void _fill(Plan* plan, char* dst, const char* element, Py_ssize_t unit) noexcept nogil:
-    cdef Py_ssize_t at[MAX_AXES]
-    cdef int q = plan.n - 1
-    cdef const char* unused = NULL
-    cdef const char* row = element
-    if plan.item > unit:
-        _fill_row(dst, plan.item, element, unit)
-        row = dst
-    if plan.n == 0:
-        if plan.item == unit:
-            memcpy(dst, element, unit)
-        return
-    memset(at, 0, sizeof(at))
-    memset(plan.src, 0, sizeof(plan.src))
-    while True:
-        # A step of 0 repeats the row; the first row may be copied onto itself.
-        _copy_lines(row, dst, plan.shape[q], 0, plan.dst[q], plan.item)
-        if not _step(plan, at, q, &unused, &dst):
-            return
-
-
-cdef void _describe(Plan* plan, _View view, int axes, Py_ssize_t item) noexcept:
-    """Describe the first `axes` axes of one view, its steps on both sides of the plan."""
-    cdef int i
-    plan.n = axes
-    plan.item = item
-    for i in range(axes):
-        plan.shape[i] = view.buffer.shape[i]
-        plan.src[i] = view.buffer.strides[i]
-        plan.dst[i] = view.buffer.strides[i]
-        if plan.src[i] == 0 and plan.shape[i] > 1:
-            # The same memory again and again: once is enough.
-            plan.shape[i] = 1
-
-
-cdef bint _joined(_View view) noexcept:
-    """True when the items along the last axis lie together."""
-    cdef int last = view.buffer.ndim - 1
-    return view.buffer.shape[last] == 1 or view.buffer.strides[last] == view.buffer.itemsize
-
-
-def constant(src, Py_ssize_t unit=1):
-    """Return the one element that `src` repeats, or None.
-
-    Parameters
-    ----------
-    src : buffer
-        Up to 9 axes, items of 1 to 64 bytes, any strides.
-    unit : int
-        Items in an element: 1, or the size of the last axis (the channels).
-
-    Returns
-    -------
-    bytes or None
-        The element (item size times `unit` bytes); None when two elements differ in any bit, or
-        when there is no element.
-    """
-    cdef _View view = _View(src, "src", False)
-    cdef Plan plan
-    cdef Py_ssize_t item = view.buffer.itemsize
-    cdef Py_ssize_t part
-    cdef int axes = view.buffer.ndim, parts = 1, i
-    cdef char* a
-    cdef char* b
-    cdef bint same = True
-    if unit != 1 and (axes == 0 or unit != view.buffer.shape[axes - 1]):
-        raise InvalidError(f"unit is 1 or the size of the last axis of {view.shape()}; got {unit}")
-    if view.buffer.len == 0:
-        return None
-    if unit > 1:
-        axes -= 1
-        if _joined(view):
-            item *= unit
-        else:
-            parts = unit
-    found = b""
-    for part in range(parts):
-        _describe(&plan, view, axes, item)
-        a = <char*>view.buffer.buf
-        if part:
-            a += part * view.buffer.strides[axes]
-        b = a
-        with nogil:
-            if _arrange(&plan, &a, &b):
-                same = _uniform(&plan, a, item)
-        if not same:
-            return None
-        found += PyBytes_FromStringAndSize(a, item)
-    return found
-
-
-def fill(dst, const uint8_t[::1] element):
-    """Write `element` everywhere in `dst`.
-
-    Parameters
-    ----------
-    dst : writable buffer
-        Up to 9 axes, items of 1 to 64 bytes, any strides.
-    element : bytes
-        As long as one item, or as all items along the last axis (the channels).
-
-    Raises
-    ------
-    InvalidError
-        `element` has another length, or `dst` is read-only or no strided buffer.
-    """
-    cdef _View view = _View(dst, "dst", True)
-    cdef Plan plan
-    cdef Py_ssize_t item = view.buffer.itemsize
-    cdef Py_ssize_t part, length = element.shape[0]
-    cdef int axes = view.buffer.ndim, parts = 1
-    cdef char* a
-    cdef char* b
-    cdef const char* source
-    if length != item:
-        if axes == 0 or length == 0 or length != item * view.buffer.shape[axes - 1]:
-            raise InvalidError(
-                f"an element of {view.shape()} with items of {item} bytes is one item or all of the"
-                f" last axis; got {length} bytes"
-            )
-        axes -= 1
-        if _joined(view):
-            item = length
-        else:
-            parts = view.buffer.shape[axes]
-    if view.buffer.len == 0:
-        return
-    for part in range(parts):
-        source = <const char*>&element[0] + part * item
-        _describe(&plan, view, axes, item)
-        a = <char*>view.buffer.buf
-        if part:
-            a += part * view.buffer.strides[axes]
-        b = a
-        with nogil:
-            if _arrange(&plan, &a, &b):
-                _fill(&plan, b, source, item)
 
 
 # ------------------------------------------------------------------------------- partition

@@ -1,9 +1,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-# Any: buffers. `payload` is contiguous bytes; `src` and `out` are uint64, three axes, any strides.
+from diced._encoder import label_encode as label_encode
 
-def label_encode(src: Any) -> bytes: ...
+# Any: buffers. `payload` is contiguous bytes; `out` is uint64, three axes, any strides.
+
 def label_decode(
     payload: Any,
     out: Any,

@@ -1,9 +1,9 @@
-"""Checksums and general compression of bytes: CRC-32C, LZ4 and Zstandard.
+"""General compression of bytes: LZ4 and Zstandard.
 
-Owns how the LZ4 and Zstandard libraries are found. The wheels of the ``lz4`` and ``zstandard``
-packages export the C functions, so their addresses are taken without importing the packages,
-without headers, and called without the GIL; then the system's libraries are tried, then the
-packages' own Python functions. Knows nothing of blocks.
+Owns which LZ4 and Zstandard are called. The wheels of the ``lz4`` and ``zstandard`` packages export
+the C functions, so their addresses are taken without importing the packages, without headers, and
+called without the GIL; then the system's libraries are tried, then the packages' own Python
+functions. Knows nothing of blocks.
 """
 
 from cpython.buffer cimport (
@@ -14,16 +14,10 @@ from cpython.buffer cimport (
 )
 from cpython.ref cimport Py_XDECREF, PyObject
 from libc.limits cimport INT_MAX
-from libc.stdint cimport uint32_t, uintptr_t
+from libc.stdint cimport uintptr_t
 
+from diced import library
 from diced.errors import CorruptError, InvalidError, UnsupportedError
-
-cdef extern from "_crc32c.h" nogil:
-    uint32_t diced_crc_tables(uint32_t crc, const unsigned char* data, size_t size) noexcept
-    uint32_t diced_crc_instructions(uint32_t crc, const unsigned char* data, size_t size) noexcept
-    int diced_crc_has_instructions() noexcept
-    void diced_crc_setup() noexcept
-    const char* DICED_CRC_NAME
 
 cdef extern from "Python.h":
     # As pointers: a resize may move the object, and needs the only reference to it.
@@ -40,7 +34,7 @@ cdef enum:
     # Contexts kept for later calls: a decoder has 160 KB, an encoder of level 1 some 1.3 MB.
     SPARE_CONTEXTS = 8
 
-SOURCES = ("wheel", "system", "python")
+SOURCES = library.SOURCES
 
 
 cdef class _Bytes:
@@ -85,122 +79,6 @@ cdef bytes _shortened(PyObject** out, Py_ssize_t size):
     return result
 
 
-# ---------------------------------------------------------------------------------- CRC-32C
-
-diced_crc_setup()
-cdef bint _has_instructions = diced_crc_has_instructions()
-
-
-def crc32c_paths():
-    """Return the names of the implementations this machine can run, the preferred one first."""
-    return (DICED_CRC_NAME.decode(), "tables") if _has_instructions else ("tables",)
-
-
-def crc32c(data, uint32_t value=0, path=None):
-    """Return the CRC-32C (Castagnoli) of `data`.
-
-    Parameters
-    ----------
-    data : contiguous buffer
-    value : int
-        CRC of what came before `data`; 0 at the start.
-    path : str, optional
-        One of `crc32c_paths`; the preferred one if not given.
-
-    Raises
-    ------
-    InvalidError
-        `data` is no contiguous buffer, or this machine has no such path.
-    """
-    cdef Py_buffer buffer
-    cdef bint instructions = _has_instructions
-    if path is not None:
-        if path not in crc32c_paths():
-            raise InvalidError(f"path is one of {', '.join(crc32c_paths())}; got {path!r}")
-        instructions = path != "tables"
-    try:
-        PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)
-    except (BufferError, TypeError, ValueError) as error:
-        raise InvalidError(
-            f"data must be a contiguous buffer; got {type(data).__name__} ({error})"
-        ) from None
-    if buffer.len <= FREE_ABOVE:
-        value = _crc(value, &buffer, instructions)
-    else:
-        with nogil:
-            value = _crc(value, &buffer, instructions)
-    PyBuffer_Release(&buffer)
-    return value
-
-
-cdef inline uint32_t _crc(
-    uint32_t value, const Py_buffer* buffer, bint instructions
-) noexcept nogil:
-    if instructions:
-        return diced_crc_instructions(value, <const unsigned char*>buffer.buf, buffer.len)
-    return diced_crc_tables(value, <const unsigned char*>buffer.buf, buffer.len)
-
-
-# -------------------------------------------------------------------------------- libraries
-
-cdef object _wheel_file(str package, str folder, str stem):
-    """Return the path of an extension module of an installed package, which is not imported."""
-    import os
-    import sys
-
-    tags = (sys.implementation.cache_tag, "abi3")
-    for entry in sys.path:
-        where = os.path.join(entry, package, folder)
-        if not os.path.isdir(where):
-            continue
-        for name in sorted(os.listdir(where)):
-            head, _, tail = name.partition(".")
-            if head == stem and tail.endswith(("so", "pyd")) and any(tag in tail for tag in tags):
-                return os.path.join(where, name)
-    return None
-
-
-cdef object _load(str source, str package, str folder, str stem, tuple system_names):
-    """Return a loaded C library, or raise UnsupportedError."""
-    import ctypes
-
-    if source == "wheel":
-        path = _wheel_file(package, folder, stem)
-        if path is None:
-            raise UnsupportedError(f"no {stem} library of the {package} package is on sys.path")
-        candidates = (path,)
-    else:
-        candidates = system_names
-    reasons = []
-    for path in candidates:
-        try:
-            return ctypes.CDLL(path)
-        except OSError as error:
-            reasons.append(str(error))
-    raise UnsupportedError("; ".join(reasons))
-
-
-cdef uintptr_t _address(lib, str symbol) except 0:
-    import ctypes
-
-    try:
-        function = getattr(lib, symbol)
-    except AttributeError:
-        raise UnsupportedError(f"{lib._name} does not export {symbol}") from None
-    return <uintptr_t>ctypes.cast(function, ctypes.c_void_p).value
-
-
-cdef str _version(lib, str symbol, int oldest, int newest):
-    """Return the library's version; refuse one whose functions may mean something else."""
-    _address(lib, symbol)
-    function = getattr(lib, symbol)
-    function.argtypes = []
-    number = function()
-    if not oldest <= number < newest:
-        raise UnsupportedError(f"{lib._name} has version number {number}, outside what is known")
-    return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
-
-
 ctypedef int (*lz4_compress_t)(const char*, char*, int, int, int) noexcept nogil
 ctypedef int (*lz4_decompress_t)(const char*, char*, int, int) noexcept nogil
 
@@ -224,13 +102,13 @@ cdef class _Lz4:
             version = library_version_string()
             self.facts = {"source": source, "version": version, "path": package.__file__}
             return
-        lib = _load(
+        lib = library.load(
             source, "lz4", "block", "_block",
             ("liblz4.so.1", "liblz4.1.dylib", "/opt/homebrew/lib/liblz4.1.dylib", "liblz4.dll"),
         )
-        version = _version(lib, "LZ4_versionNumber", 10800, 20000)
-        self.c_compress = <lz4_compress_t>_address(lib, "LZ4_compress_fast")
-        self.c_decompress = <lz4_decompress_t>_address(lib, "LZ4_decompress_safe")
+        version = library.version(lib, "LZ4_versionNumber", 10800, 20000)
+        self.c_compress = <lz4_compress_t><uintptr_t>library.address(lib, "LZ4_compress_fast")
+        self.c_decompress = <lz4_decompress_t><uintptr_t>library.address(lib, "LZ4_decompress_safe")
         self.facts = {"source": source, "version": version, "path": lib._name}
 
     cdef bytes compress(self, _Bytes src, int acceleration):
@@ -351,21 +229,23 @@ cdef class _Zstd:
             version = ".".join(str(each) for each in ZSTD_VERSION)
             self.facts = {"source": source, "version": version, "path": package.__file__}
             return
-        lib = _load(
+        lib = library.load(
             source, "zstandard", "", "_cffi",
             ("libzstd.so.1", "libzstd.1.dylib", "/opt/homebrew/lib/libzstd.1.dylib", "libzstd.dll"),
         )
-        version = _version(lib, "ZSTD_versionNumber", 10400, 20000)
-        self.create_encoder = <zstd_create_t>_address(lib, "ZSTD_createCCtx")
-        self.create_decoder = <zstd_create_t>_address(lib, "ZSTD_createDCtx")
-        self.free_encoder = <zstd_free_t>_address(lib, "ZSTD_freeCCtx")
-        self.free_decoder = <zstd_free_t>_address(lib, "ZSTD_freeDCtx")
-        self.c_compress = <zstd_compress_t>_address(lib, "ZSTD_compressCCtx")
-        self.c_decompress = <zstd_decompress_t>_address(lib, "ZSTD_decompressDCtx")
-        self.is_error = <zstd_is_error_t>_address(lib, "ZSTD_isError")
-        self.error_name = <zstd_error_name_t>_address(lib, "ZSTD_getErrorName")
-        self.content = <zstd_content_t>_address(lib, "ZSTD_getFrameContentSize")
-        self.bound = <zstd_bound_t>_address(lib, "ZSTD_compressBound")
+        version = library.version(lib, "ZSTD_versionNumber", 10400, 20000)
+        self.create_encoder = <zstd_create_t><uintptr_t>library.address(lib, "ZSTD_createCCtx")
+        self.create_decoder = <zstd_create_t><uintptr_t>library.address(lib, "ZSTD_createDCtx")
+        self.free_encoder = <zstd_free_t><uintptr_t>library.address(lib, "ZSTD_freeCCtx")
+        self.free_decoder = <zstd_free_t><uintptr_t>library.address(lib, "ZSTD_freeDCtx")
+        self.c_compress = <zstd_compress_t><uintptr_t>library.address(lib, "ZSTD_compressCCtx")
+        self.c_decompress = (
+            <zstd_decompress_t><uintptr_t>library.address(lib, "ZSTD_decompressDCtx")
+        )
+        self.is_error = <zstd_is_error_t><uintptr_t>library.address(lib, "ZSTD_isError")
+        self.error_name = <zstd_error_name_t><uintptr_t>library.address(lib, "ZSTD_getErrorName")
+        self.content = <zstd_content_t><uintptr_t>library.address(lib, "ZSTD_getFrameContentSize")
+        self.bound = <zstd_bound_t><uintptr_t>library.address(lib, "ZSTD_compressBound")
         self.encoders = []
         self.decoders = []
         self.facts = {"source": source, "version": version, "path": lib._name}
@@ -467,39 +347,9 @@ cdef _Lz4 _lz4 = None
 cdef _Zstd _zstd = None
 
 
-cdef int _prove(compress, decompress) except -1:
-    """Send a sample there and back before an address is trusted with anybody's data."""
-    sample = bytes(range(256)) * 5 + bytes(1000)
-    packed = compress(sample)
-    guard = b"\xa5" * 16
-    room = bytearray(guard + bytes(len(sample)) + guard)
-    middle = memoryview(room)[16 : 16 + len(sample)]
-    decompress(packed, middle)
-    if bytes(room) != guard + sample + guard:
-        raise UnsupportedError("a sample came back different")
-    try:
-        decompress(packed[: len(packed) - 1], middle)
-    except CorruptError:
-        return 0
-    raise UnsupportedError("a truncated sample was not refused")
-
-
-cdef object _find(str name, str source, kind):
-    """Make `kind` from the named source, or from the first that works for "auto"."""
-    if source != "auto" and source not in SOURCES:
-        raise InvalidError(f"source of {name} is auto, {', '.join(SOURCES)}; got {source!r}")
-    skipped = []
-    for each in SOURCES if source == "auto" else (source,):
-        try:
-            return kind(each), tuple(skipped)
-        except (UnsupportedError, CorruptError, InvalidError) as error:
-            skipped.append(f"{each}: {error}")
-    raise UnsupportedError(f"{name} cannot be used from {source!r}: {'; '.join(skipped)}")
-
-
 def _make_lz4(str source):
     cdef _Lz4 made = _Lz4(source)
-    _prove(
+    library.prove(
         lambda data: made.compress(_Bytes(data, "src", False), 1),
         lambda data, room: made.decompress(_Bytes(data, "src", False), _Bytes(room, "dst", True)),
     )
@@ -508,7 +358,7 @@ def _make_lz4(str source):
 
 def _make_zstd(str source):
     cdef _Zstd made = _Zstd(source)
-    _prove(
+    library.prove(
         lambda data: made.compress(_Bytes(data, "src", False), 1),
         lambda data, room: made.decompress(_Bytes(data, "src", False), _Bytes(room, "dst", True)),
     )
@@ -518,7 +368,7 @@ def _make_zstd(str source):
 cdef _Lz4 _use_lz4(str source="auto"):
     global _lz4
     cdef _Lz4 found
-    found, skipped = _find("lz4", source, _make_lz4)
+    found, skipped = library.choose("lz4", source, _make_lz4)
     found.facts["skipped"] = skipped
     _lz4 = found
     return found
@@ -527,7 +377,7 @@ cdef _Lz4 _use_lz4(str source="auto"):
 cdef _Zstd _use_zstd(str source="auto"):
     global _zstd
     cdef _Zstd found
-    found, skipped = _find("zstd", source, _make_zstd)
+    found, skipped = library.choose("zstd", source, _make_zstd)
     found.facts["skipped"] = skipped
     _zstd = found
     return found
@@ -567,12 +417,11 @@ def backend():
     -------
     dict
         "lz4" and "zstd", each a dict of "source" ("wheel", "system" or "python"), "version",
-        "path", and "skipped": what was tried before, and why it was not used. "crc32c": the
-        implementation in use.
+        "path", and "skipped": what was tried before, and why it was not used.
     """
     cdef _Lz4 lz4 = _lz4 if _lz4 is not None else _use_lz4()
     cdef _Zstd zstd = _zstd if _zstd is not None else _use_zstd()
-    return {"lz4": dict(lz4.facts), "zstd": dict(zstd.facts), "crc32c": crc32c_paths()[0]}
+    return {"lz4": dict(lz4.facts), "zstd": dict(zstd.facts)}
 
 
 def lz4_compress(src, int acceleration=1):

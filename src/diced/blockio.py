@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from diced import _blocks, grid, pool
+from diced import _blocks, _voxels, grid, pool
 from diced import codec as codecs
 from diced.errors import CorruptBlockError, CorruptError, InvalidError, UnsupportedError
 from diced.home import Home
@@ -74,7 +74,7 @@ class Blocks:
                     jobs.append((entry, i))
                 else:
                     element = self.spec.fill if entry is None else self._element(entry)
-                    _blocks.fill(self._view(part, cut, i), element)
+                    _voxels.fill(self._view(part, cut, i), element)
 
             def fetch(group: list[tuple[Pointer, int]], cut=cut, part=part) -> None:
                 self._fetch(group, cut, part)
@@ -169,7 +169,7 @@ class Blocks:
     def load(self, entry: Entry | None, key: bytes, out: np.ndarray) -> None:
         """Fill `out`, a C-contiguous array of a block's full shape, from an entry."""
         if not isinstance(entry, tuple):
-            _blocks.fill(out, self.spec.fill if entry is None else self._element(entry))
+            _voxels.fill(out, self.spec.fill if entry is None else self._element(entry))
             return
         try:
             frame = self._check(self.home.read_frame(entry), key, entry[2])
@@ -403,7 +403,7 @@ class _Encoder:
     def _one(self, job: _Job) -> tuple[bytes, Entry, tuple[Any, ...]]:
         spec = self._blocks.spec
         source = self._assemble(job)
-        element = _blocks.constant(source, spec.channels or 1)
+        element = _voxels.constant(source, spec.channels or 1)
         if element is not None:
             return job.key, CONSTANT + element, ()
         payload = self._codec.encode(source)

@@ -1,7 +1,7 @@
 """Blocks to bytes and back, by the name of a codec.
 
-Owns the spelling of codec names, the numbers that frames carry for them, and every check of a
-payload's length. Knows neither keys nor versions nor where bytes are kept.
+Owns the spelling of codec names, their levels, and the numbers that frames carry for them. Knows
+neither keys nor versions nor where bytes are kept.
 
 =============  ===  =========================================================================
 name           id   payload
@@ -20,374 +20,31 @@ label+zstd[:n]  10  uint32 length of the label block, then a Zstandard frame of 
 
 from __future__ import annotations
 
-import math
-import threading
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from diced import _blocks, _codec, _compress, registry
-from diced._compress import backend
-from diced.errors import (
-    CorruptError,
-    InvalidError,
-    NotFoundError,
-    UnsupportedError,
-    near_matches,
+from diced import _compress, _crc32c, registry
+from diced.coders import (
+    FOREIGN,
+    Codec,
+    Foreign,
+    Gzip,
+    Jpeg,
+    Label,
+    Packed,
+    PackedLabel,
+    Raw,
+    block_nbytes,
 )
+from diced.errors import InvalidError, NotFoundError, UnsupportedError, near_matches
 
 __all__ = ["FOREIGN", "Codec", "backend", "block_nbytes", "decoder", "get_codec"]
 
-FOREIGN = 255
 MAX_ITEM = 64
 MAX_DIMS = 8
-# libjpeg's own limit on each side of an image.
-MAX_JPEG_SIDE = 65500
-# Pillow warns of a "bomb" above 89 million pixels.
-MAX_JPEG_PIXELS = 1 << 26
-# A thread's scratch block is kept for its next call up to this size.
-KEPT_SCRATCH = 16 << 20
-
-Pack = Callable[[Any], bytes]
-Unpack = Callable[[Any, Any], None]
-
-_local = threading.local()
-
-
-def block_nbytes(dtype: Any, block_shape: Sequence[int], channels: int | None = None) -> int:
-    """Return the number of bytes of a decoded block.
-
-    Parameters
-    ----------
-    dtype : numpy dtype or what makes one
-    block_shape : sequence of int
-        Voxels per axis, without the channel axis.
-    channels : int, optional
-        Size of the channel axis; None for an array without one.
-    """
-    item: int = np.dtype(dtype).itemsize
-    return math.prod(block_shape) * item * (channels or 1)
-
-
-class Codec:
-    """One codec for blocks of one shape and type. Stateless: threads can share it.
-
-    Attributes
-    ----------
-    spec : str
-        Its full name, with the level even where the default was taken.
-    id : int
-        The number that frames carry; `FOREIGN` for registered codecs.
-    lossy : bool
-        True if a decoded block can differ from what was encoded.
-    dtype : numpy dtype
-    block_shape : tuple of int
-    channels : int or None
-    """
-
-    id = -1
-    lossy = False
-
-    def __init__(
-        self, spec: str, dtype: np.dtype[Any], block_shape: tuple[int, ...], channels: int | None
-    ):
-        self.spec = spec
-        self.dtype = dtype
-        self.block_shape = block_shape
-        self.channels = channels
-        self._shape = block_shape if channels is None else (*block_shape, channels)
-        self._nbytes = block_nbytes(dtype, block_shape, channels)
-
-    def __repr__(self) -> str:
-        return f"<Codec {self.spec!r} of {self._shape} {self.dtype.name}>"
-
-    def encode(self, src: np.ndarray) -> bytes:
-        """Return the payload of one full block.
-
-        Parameters
-        ----------
-        src : ndarray
-            Shape `block_shape`, then channels if there are any; any strides.
-
-        Raises
-        ------
-        InvalidError
-            `src` has another shape or type.
-        """
-        if src.shape != self._shape or src.dtype != self.dtype:
-            raise InvalidError(
-                f"codec {self.spec!r} encodes blocks of {self._shape} {self.dtype.name};"
-                f" got {src.shape} {src.dtype.name}"
-            )
-        return self._encode(src)
-
-    def decode(
-        self, payload: Any, out: np.ndarray, start: Sequence[int], *, stream: bool = False
-    ) -> None:
-        """Fill `out` with a window of the block.
-
-        Parameters
-        ----------
-        payload : contiguous buffer
-            What `encode` returned.
-        out : ndarray
-            Any strides; its shape is the window's, all channels included.
-        start : sequence of int
-            Where in the block the window starts, without the channel axis.
-        stream : bool
-            A hint that `out` is part of a result much larger than the processor's caches.
-
-        Raises
-        ------
-        CorruptError
-            `payload` is damaged; part of `out` may have been written.
-        InvalidError
-            The window leaves the block, or `out` has another type.
-        """
-        dims = len(self.block_shape)
-        inside = out.ndim == len(self._shape) and len(start) == dims and out.dtype == self.dtype
-        for axis, first in enumerate(start) if inside else ():
-            inside = inside and 0 <= first <= self._shape[axis] - out.shape[axis]
-        if not inside or (self.channels is not None and out.shape[dims] != self.channels):
-            raise InvalidError(
-                f"codec {self.spec!r} decodes windows of blocks of {self._shape}"
-                f" {self.dtype.name}; got {out.shape} {out.dtype.name} at {tuple(start)}"
-            )
-        self._decode(payload, out, start, stream)
-
-    def _encode(self, src: np.ndarray) -> bytes:
-        raise NotImplementedError
-
-    def _decode(self, payload: Any, out: np.ndarray, start: Sequence[int], stream: bool) -> None:
-        raise NotImplementedError
-
-    def _window(self, block: np.ndarray, out: np.ndarray, start: Sequence[int]) -> np.ndarray:
-        if out.shape == self._shape:
-            return block
-        sizes = zip(start, out.shape, strict=False)  # `start` has no channel axis
-        return block[tuple(slice(first, first + size) for first, size in sizes)]
-
-    def _corrupt(self, got: str) -> CorruptError:
-        return CorruptError(
-            f"payload of codec {self.spec!r} is damaged: {got}, {self._nbytes} bytes expected"
-        )
-
-
-class _Raw(Codec):
-    """The items themselves; also the base of codecs that decode to a buffer of their own."""
-
-    id = 0
-
-    def _encode(self, src: np.ndarray) -> bytes:
-        return _blocks.gather(src)
-
-    def _decode(self, payload: Any, out: np.ndarray, start: Sequence[int], stream: bool) -> None:
-        items = self._items(payload)
-        if len(items) != self._nbytes:
-            raise self._corrupt(f"{len(items)} bytes came out")
-        block = np.frombuffer(items, self.dtype).reshape(self._shape)
-        _blocks.copy(self._window(block, out, start), out)
-
-    def _items(self, payload: Any) -> Any:
-        return memoryview(payload).cast("B")
-
-
-class _Gzip(_Raw):
-    id = 3
-
-    def __init__(self, *args: Any, level: int):
-        super().__init__(*args)
-        self._level = level
-
-    def _encode(self, src: np.ndarray) -> bytes:
-        packer = zlib.compressobj(self._level, zlib.DEFLATED, 31)
-        return packer.compress(_blocks.gather(src)) + packer.flush()
-
-    def _items(self, payload: Any) -> Any:
-        unpacker = zlib.decompressobj(31)
-        try:
-            # One more than a block, so that a longer member shows and cannot grow further.
-            items = unpacker.decompress(payload, self._nbytes + 1)
-        except zlib.error as error:
-            raise self._corrupt(str(error)) from None
-        if not unpacker.eof or unpacker.unused_data:
-            raise self._corrupt("the gzip member ends early or late")
-        return items
-
-
-class _Jpeg(_Raw):
-    id = 4
-    lossy = True
-
-    def __init__(self, *args: Any, level: int):
-        super().__init__(*args)
-        self._quality = level
-        height, width = math.prod(self.block_shape[:-1]), self.block_shape[-1]
-        if (
-            self.dtype != np.uint8
-            or len(self.block_shape) not in (2, 3)
-            or self.channels not in (None, 1, 3)
-            or max(height, width) > MAX_JPEG_SIDE
-            or height * width > MAX_JPEG_PIXELS
-        ):
-            raise InvalidError(
-                f"codec {self.spec!r} takes 2-D or 3-D blocks of uint8 with 1 or 3 channels, at"
-                f" most {MAX_JPEG_SIDE} high; got {self._shape} {self.dtype.name}"
-            )
-        self._size = (width, height)
-        self._mode = "RGB" if self.channels == 3 else "L"
-        _pillow()
-
-    def _encode(self, src: np.ndarray) -> bytes:
-        from io import BytesIO
-
-        data, file = _blocks.gather(src), BytesIO()
-        picture = _pillow().frombuffer(self._mode, self._size, data, "raw", self._mode, 0, 1)
-        # No subsampling: it would blend the colours of planes that touch only in the tall image.
-        picture.save(file, "JPEG", quality=self._quality, subsampling=0)
-        return file.getvalue()
-
-    def _items(self, payload: Any) -> Any:
-        from io import BytesIO
-
-        image = _pillow()
-        try:
-            picture = image.open(BytesIO(payload), formats=["JPEG"])
-            if picture.size != self._size or picture.mode != self._mode:
-                raise self._corrupt(f"an image of {picture.size} {picture.mode}")
-            return picture.tobytes()
-        except (
-            OSError,
-            SyntaxError,
-            ValueError,
-            image.DecompressionBombError,
-            image.DecompressionBombWarning,
-        ) as error:
-            raise self._corrupt(str(error)) from None
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise UnsupportedError(
-            f"codec 'jpeg' needs pillow: pip install 'diced[images]' ({error})"
-        ) from None
-    return Image
-
-
-class _Packed(Codec):
-    """Items compressed by a function that decodes into memory it is given."""
-
-    def __init__(self, *args: Any, number: int, pack: Pack, unpack: Unpack):
-        super().__init__(*args)
-        self.id, self._pack, self._unpack = number, pack, unpack
-
-    def _encode(self, src: np.ndarray) -> bytes:
-        if src.flags.c_contiguous:
-            return self._pack(src)
-        scratch = _borrow(self._nbytes)
-        block = scratch[: self._nbytes].view(self.dtype).reshape(self._shape)
-        _blocks.copy(src, block)
-        payload = self._pack(block)
-        _give_back(scratch)
-        return payload
-
-    def _decode(self, payload: Any, out: np.ndarray, start: Sequence[int], stream: bool) -> None:
-        if out.shape == self._shape and out.flags.c_contiguous:
-            self._unpack(payload, out)
-            return
-        scratch = _borrow(self._nbytes)
-        block = scratch[: self._nbytes].view(self.dtype).reshape(self._shape)
-        self._unpack(payload, block)
-        _blocks.copy(self._window(block, out, start), out)
-        _give_back(scratch)
-
-
-class _Label(Codec):
-    """Label blocks, straight out of and into the strides of the caller's array."""
-
-    id = 8
-
-    def __init__(self, *args: Any):
-        super().__init__(*args)
-        shape = self.block_shape
-        whole = len(shape) == 3 and not any(side % 8 or side > 1024 for side in shape)
-        if self.dtype != np.uint64 or self.channels is not None or not whole:
-            raise InvalidError(
-                f"codec {self.spec!r} takes 3-D blocks of uint64 without channels, each side a"
-                f" multiple of 8 up to 1024; got {self._shape} {self.dtype.name}"
-            )
-
-    def _encode(self, src: np.ndarray) -> bytes:
-        return _codec.label_encode(src)
-
-    def _decode(self, payload: Any, out: np.ndarray, start: Sequence[int], stream: bool) -> None:
-        _codec.label_decode(payload, out, start, self.block_shape, stream)
-
-
-class _PackedLabel(_Label):
-    """Label blocks, compressed."""
-
-    def __init__(self, *args: Any, number: int, pack: Pack, unpack: Unpack):
-        super().__init__(*args)
-        self.id, self._pack, self._unpack = number, pack, unpack
-        voxels = math.prod(self.block_shape)
-        # Header; table of at most a label per voxel; per sub-block of 512 voxels a uint16 count;
-        # at most an index (uint32) and 9 bits of packed value per voxel.
-        self._most = 16 + 8 * voxels + 2 * (voxels // 512) + 4 * voxels + voxels // 8 * 9
-
-    def _encode(self, src: np.ndarray) -> bytes:
-        block = _codec.label_encode(src)
-        return len(block).to_bytes(4, "little") + self._pack(block)
-
-    def _decode(self, payload: Any, out: np.ndarray, start: Sequence[int], stream: bool) -> None:
-        data = memoryview(payload).cast("B")
-        size = int.from_bytes(data[:4], "little")
-        if len(data) <= 4 or size > self._most:
-            raise CorruptError(
-                f"payload of codec {self.spec!r} is damaged: {len(data)} bytes announce a label"
-                f" block of {size}, at most {self._most} are possible"
-            )
-        scratch = _borrow(size)
-        self._unpack(data[4:], scratch[:size])
-        _codec.label_decode(scratch[:size], out, start, self.block_shape, stream)
-        _give_back(scratch)
-
-
-class _Foreign(Codec):
-    """A codec registered by other code, its arguments checked like everybody's."""
-
-    id = FOREIGN
-
-    def __init__(self, *args: Any, made: Any):
-        super().__init__(*args)
-        self.lossy = bool(getattr(made, "lossy", False))
-        self._made = made
-
-    def _encode(self, src: np.ndarray) -> bytes:
-        return bytes(self._made.encode(src))
-
-    def _decode(self, payload: Any, out: np.ndarray, start: Sequence[int], stream: bool) -> None:
-        self._made.decode(payload, out, tuple(start))
-
-
-def _borrow(nbytes: int) -> np.ndarray:
-    """Take this thread's scratch bytes, or fresh ones if too small or already in use."""
-    scratch: np.ndarray | None = getattr(_local, "scratch", None)
-    _local.scratch = None
-    if scratch is None or scratch.size < nbytes:
-        return np.empty(nbytes, np.uint8)
-    return scratch
-
-
-def _give_back(scratch: np.ndarray) -> None:
-    if scratch.size <= KEPT_SCRATCH:
-        _local.scratch = scratch
-
 
 # Level 1 of Zstandard: on electron microscopy level 3 gives the same size at half the speed, on
 # label blocks 3 % less at 0.87 of it. Level 1 of gzip: on the former it is even the smallest.
@@ -398,6 +55,19 @@ _BY_ID = {
     8: "label", 9: "label+lz4", 10: "label+zstd",
 }
 # fmt: on
+
+
+def backend() -> dict[str, Any]:
+    """Tell which code compresses and computes checksums in this process.
+
+    Returns
+    -------
+    dict
+        "lz4" and "zstd", each a dict of "source" ("wheel", "system" or "python"), "version",
+        "path", and "skipped": what was tried before, and why it was not used. "crc32c": the
+        implementation in use.
+    """
+    return {**_compress.backend(), "crc32c": _crc32c.crc32c_paths()[0]}
 
 
 def get_codec(
@@ -492,14 +162,14 @@ def _own(spec: str, dtype: np.dtype[Any], shape: tuple[int, ...], channels: int 
     common = (spec, dtype, shape, channels)
     match name:
         case "raw":
-            return _Raw(*common)
+            return Raw(*common)
         case "gzip":
-            return _Gzip(*common, level=level)
+            return Gzip(*common, level=level)
         case "jpeg":
-            return _Jpeg(*common, level=level)
+            return Jpeg(*common, level=level)
         case "label":
-            return _Label(*common)
-    made = _PackedLabel if name.startswith("label") else _Packed
+            return Label(*common)
+    made = PackedLabel if name.startswith("label") else Packed
     number = next(number for number, each in _BY_ID.items() if each == name)
     if name.endswith("lz4"):
         return made(
@@ -523,7 +193,7 @@ def _foreign(
 ) -> Codec:
     _check(dtype, shape, channels)
     made = factory(argument, dtype, shape, channels)
-    return _Foreign(spec, dtype, shape, channels, made=made)
+    return Foreign(spec, dtype, shape, channels, made=made)
 
 
 def _check(dtype: np.dtype[Any], shape: tuple[int, ...], channels: int | None) -> None:

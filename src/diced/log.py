@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from diced import keys
-from diced._compress import crc32c
+from diced._crc32c import crc32c
 from diced.engine.base import Engine
 from diced.errors import CorruptError, NotFoundError, UnsupportedError
 from diced.page import decode_page, encode_page

@@ -61,7 +61,8 @@ from typing import Any
 import numpy as np
 
 from diced import _index, columns
-from diced._compress import crc32c, zstd_compress, zstd_decompress
+from diced._compress import zstd_compress, zstd_decompress
+from diced._crc32c import crc32c
 from diced.columns import MAX_KEY, MAX_OFFSET, MAX_RAW, Array, Keys, Pointer, Reader
 from diced.errors import CorruptError, InvalidError, UnsupportedError
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from diced import keys
-from diced._compress import crc32c
+from diced._crc32c import crc32c
 from diced.engine.base import Appender, Engine
 from diced.errors import CorruptError, EngineError, InvalidError
 

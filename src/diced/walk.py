@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from diced import grid, index, keys
-from diced._compress import crc32c
+from diced._crc32c import crc32c
 from diced.engine.base import Engine
 from diced.errors import CorruptError, DicedException
 from diced.home import Home

@@ -1,0 +1,3 @@
+# Its functions are for kernels; Python sees only the class.
+
+class View: ...
