@@ -1,4 +1,4 @@
-"""Run many programs of the stateful test: ``python -m tests.stateful_run --examples 2000 --seed 1``.
+"""Many programs of the stateful test: ``python -m tests.stateful_run --examples 2000 --seed 1``.
 
 Works in chunks of 100 programs, each with a seed of its own, and can go on where it was stopped
 (``--state FILE``). A failure prints its program and ends the run with a traceback.
@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from hypothesis import seed
 from hypothesis.stateful import run_state_machine_as_test
-
 from test_stateful import CheckedMachine, machine_settings
 
 CHUNK = 100
@@ -30,7 +29,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--state", type=Path, help="file that remembers which chunks are done")
     options = parser.parse_args(argv)
     key = f"{options.seed}/{options.steps}"
-    known = json.loads(options.state.read_text()) if options.state and options.state.exists() else {}
+    known: dict[str, int] = {}
+    if options.state and options.state.exists():
+        known = json.loads(options.state.read_text())
     done = known.get(key, 0)
     began = time.monotonic()
     for chunk in range(done // CHUNK, -(-options.examples // CHUNK)):

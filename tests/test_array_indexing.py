@@ -64,7 +64,7 @@ READS: list[tuple[Any, tuple[range | int, ...]]] = [
     ((slice(0, 3), slice(1, 2), slice(-4, 12)), (range(0, 3), range(1, 2), range(-4, 12))),
     ((slice(-9, -2), slice(5, 30), 3), (range(-9, -2), range(5, 30), 3)),
     ((slice(None), slice(None), slice(None)), (Z, Y, X)),
-    ((slice(None, 2), slice(9, None), slice(-3, None)), (range(-4, 2), range(9, 16), range(-3, 15))),
+    ((slice(None, 2), slice(9, None), 4), (range(-4, 2), range(9, 16), 4)),
     ((slice(None, None, 3), 0, slice(None, None, 7)), (Z[::3], 0, X[::7])),
     ((slice(1, 10, 4), slice(-4, 12, 9), 2), (range(1, 10, 4), range(-4, 12, 9), 2)),
     ((slice(10, 1, -4), slice(None, None, -1), 2), (range(10, 1, -4), Y[::-1], 2)),
@@ -520,7 +520,7 @@ def test_a_refused_value_does_not_harm_its_batch(cube: DicedArray, index: Any) -
     values[-1, -1, -1] = 0.5
     with cube.batch():
         cube[1, 1, 1] = 42
-        with pytest.raises(InvalidError, match="0.5"):
+        with pytest.raises(InvalidError, match=r"0\.5"):
             cube[index] = values
         cube[5, 5, 5] = 43
     wanted = CUBE.copy()

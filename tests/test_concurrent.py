@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from crash import run
+
 from diced import (
     AlreadyExistsError,
     DicedArray,
@@ -53,7 +53,7 @@ def in_threads(count: int, target: Callable[[int], None]) -> None:
         try:
             barrier.wait(30)
             target(number)
-        except BaseException as error:  # noqa: BLE001 - raised again below
+        except BaseException as error:
             errors.append(error)
 
     threads = [threading.Thread(target=body, args=(i,)) for i in range(count)]
@@ -89,7 +89,7 @@ def in_processes(count: int, target: Callable[..., None], *arguments: Any) -> li
 def _send(pipe: Any, target: Callable[..., Any], *arguments: Any) -> None:
     try:
         pipe.send(target(*arguments))
-    except Exception:  # noqa: BLE001 - shown by the parent
+    except Exception:
         pipe.send(traceback.format_exc())
 
 

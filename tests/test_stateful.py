@@ -19,11 +19,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import from_dtype
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from model import FIRST_BLOCK, LAST_BLOCK, Content, Kind, Repo, key_order, same
 
 import diced
 from diced import blockio, grid, index, segment, versioned
 from diced.engine import memory
-from model import FIRST_BLOCK, LAST_BLOCK, Content, Kind, Repo, key_order, same
 
 DTYPES = [
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
@@ -68,7 +68,11 @@ VALUES = st.one_of(
     st.integers(0, 2**32 - 1).map(lambda n: np.random.default_rng(n).bytes(1 + n % 3000)),
 )
 JSON = st.one_of(
-    st.none(), st.booleans(), st.integers(-(2**40), 2**40), TEXT, st.lists(st.integers(), max_size=3)
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**40), 2**40),
+    TEXT,
+    st.lists(st.integers(), max_size=3),
 )
 
 _names = itertools.count()
@@ -94,8 +98,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.arrays: dict[tuple[str, str], diced.DicedArray] = {}
         self.info: dict[str, Any] = {}
 
-    @initialize(engine=st.sampled_from(["local", "memory"]), small=st.booleans())
-    def begin(self, engine: str, small: bool) -> None:
+    @initialize(
+        data=st.data(), engine=st.sampled_from(["local", "memory"]), small=st.booleans()
+    )
+    def begin(self, data: st.DataObject, engine: str, small: bool) -> None:
         if small:
             for module, name, value in SMALL:
                 self.stack.enter_context(mock.patch.object(module, name, value))
@@ -110,6 +116,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.other = self.open()
         self.stack.callback(lambda: (self.store.close(), self.other.close()))
         self._create("fly", "first")
+        for name in ARRAY_NAMES[:2]:  # without arrays most rules have nothing to do
+            self.add_array(data, "fly", name, True)
 
     def teardown(self) -> None:
         self.stack.close()
@@ -142,7 +150,7 @@ class StoreMachine(RuleBasedStateMachine):
         self, data: st.DataObject, content: Content, axis: int, beyond: int, ends: bool
     ) -> Any:
         lo, hi = content.kind.lo[axis] - beyond, content.kind.hi[axis] + beyond
-        kinds = ["slice", "slice", "slice", "int", "step", "back"] + ["open"] * ends
+        kinds = ["slice", "slice", "blocks", "blocks", "int", "step", "back"] + ["open"] * ends
         kind = data.draw(st.sampled_from(kinds))
         if kind == "int":
             number = data.draw(st.integers(lo, hi - 1))
@@ -150,6 +158,10 @@ class StoreMachine(RuleBasedStateMachine):
         a, b = sorted(data.draw(st.tuples(st.integers(lo, hi), st.integers(lo, hi))))
         if kind == "slice":
             return slice(a, b)
+        if kind == "blocks":
+            size = content.kind.block_shape[axis]
+            a, b = sorted(data.draw(st.tuples(*[st.integers(FIRST_BLOCK, LAST_BLOCK - 1)] * 2)))
+            return slice(a * size, (b + 1) * size)
         step = data.draw(st.integers(1, 5))
         if kind == "step":
             return slice(a, b, step)
@@ -163,6 +175,11 @@ class StoreMachine(RuleBasedStateMachine):
         self, data: st.DataObject, content: Content, beyond: int = 0, ends: bool = True
     ) -> Any:
         kind = content.kind
+        if data.draw(st.integers(0, 3)) == 0:  # whole blocks, which writes treat differently
+            spans = [sorted(data.draw(st.tuples(*[st.integers(FIRST_BLOCK, LAST_BLOCK - 1)] * 2)))
+                     for _ in kind.block_shape]  # fmt: skip
+            whole = zip(spans, kind.block_shape, strict=True)
+            return tuple(slice(a * size, (b + 1) * size) for (a, b), size in whole)
         items = [self.draw_item(data, content, axis, beyond, ends) for axis in range(kind.dims)]
         if kind.channels is not None and data.draw(st.booleans()):
             last = kind.channels - 1
@@ -284,10 +301,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), name=st.sampled_from(ARRAY_NAMES), versioned=st.integers(0, 4))
     def create_array(self, data: st.DataObject, name: str, versioned: int) -> None:
-        repo = self.pick_repo(data)
+        self.add_array(data, self.pick_repo(data), name, versioned > 0)
+
+    def add_array(self, data: st.DataObject, repo: str, name: str, versioned: bool) -> None:
         model, handle, at = self.models[repo], self.repos[repo], self.at[repo]
         label = data.draw(st.integers(0, 3)) == 0
-        options: dict[str, Any] = {"versioned": versioned > 0}
+        options: dict[str, Any] = {"versioned": versioned}
         if label:
             block = data.draw(st.sampled_from([(8, 8, 8), (8, 16, 8), (16, 8, 8)]))
             dtype = np.dtype("uint64")
@@ -303,7 +322,7 @@ class StoreMachine(RuleBasedStateMachine):
             options |= {"codec": data.draw(st.sampled_from(CODECS)), "fill": fill}
             options["channels"] = channels
         attrs = data.draw(st.dictionaries(TEXT, JSON, max_size=2))
-        kind = Kind(dtype, block, channels, np.asarray(fill).astype(dtype), label, versioned > 0, at)
+        kind = Kind(dtype, block, channels, np.asarray(fill).astype(dtype), label, versioned, at)
         arguments = (name, dtype if data.draw(st.booleans()) else diced.ArrayDtype[dtype.name])
         options |= {"dims": len(block), "block_shape": block, "attrs": attrs}
         if model.versions[at].locked and kind.versioned:
@@ -493,7 +512,10 @@ class StoreMachine(RuleBasedStateMachine):
             self.repos[repo].change_version(uuid)
             self.at[repo] = uuid
 
-    @rule(data=st.data(), how=st.sampled_from(["uuid", "prefix", "branch", "tag", "parent", "none"]))
+    @rule(
+        data=st.data(),
+        how=st.sampled_from(["uuid", "prefix", "branch", "tag", "parent", "none"]),
+    )
     def change_version(self, data: st.DataObject, how: str) -> None:
         repo = self.pick_repo(data)
         model, handle = self.models[repo], self.repos[repo]

@@ -1,4 +1,4 @@
-"""Kill writers and check what they acknowledged: ``python -m tests.crash.run --kills 2000 --seed 1``.
+"""Kill writers and check what was acknowledged: ``python -m tests.crash.run --kills 2000 --seed 1``
 
 The run is cut into chunks of 250 kills, each with a store and a seed of its own, alternating
 between the two durabilities; ``--state FILE`` remembers finished chunks, so that a stopped run goes
@@ -119,7 +119,9 @@ class Chunk:
         self.repo = self.store.open_repo(writers.REPO)
         watcher = self.context.Process(
             target=writers.watch,
-            args=(self.location, *(str(self.root / n) for n in ("slots", "stop", "log")), self.reads),
+            args=(
+                self.location, *(str(self.root / n) for n in ("slots", "stop", "log")), self.reads
+            ),
         )
         watcher.start()
         try:
