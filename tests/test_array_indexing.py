@@ -577,3 +577,29 @@ def test_details_are_kept(repo: DicedRepo) -> None:
     assert dict(array.attrs) == {"source": "FIB"}
     with pytest.raises(InvalidError, match="JSON"):
         array.attrs["bad"] = object()
+
+
+def test_steps_touch_only_the_blocks_that_are_hit(repo: DicedRepo) -> None:
+    array = repo.create_array("far", np.uint8, dims=3, block_shape=(8, 8, 8))
+    array[-(2**31), 0, 0] = 1
+    array[2**31 - 1, 0, 0] = 2
+    # Dense, this would be 4 Gi voxels and half a billion blocks.
+    assert array[:: 2**30, 0, 0].tolist() == [1, 0, 0, 0]
+    assert array[2**31 - 1 : -(2**31) - 1 : -(2**30), 0, 0].tolist() == [2, 0, 0, 0]
+    array[:: 2**30, 1, 1] = [3, 4, 5, 6]
+    assert array[:: 2**30, 1, 1].tolist() == [3, 4, 5, 6]
+    assert len(list(array.blocks())) == 5
+    for step in (3, 8, 9, 100):
+        data = np.arange(-(-300 // step)) % 200
+        array[0:300:step, 2, 3] = data
+        assert array[0:300:step, 2, 3].tolist() == data.tolist()
+        assert array[0:300, 2, 3][::step].tolist() == data.tolist()
+
+
+def test_open_ends_inside_a_batch_see_the_batch(repo: DicedRepo) -> None:
+    array = repo.create_array("grow", np.uint8, dims=1, block_shape=(4,))
+    with array.batch():
+        array[0:8] = 3
+        assert array[...].tolist() == [3] * 8
+        array[4:] = 5
+    assert array[...].tolist() == [3] * 4 + [5] * 4

@@ -6,6 +6,7 @@ Owns what an index means and what a handle follows; blocks and commits are `bloc
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,12 @@ from diced.spec import ArraySpec, array_fields, cast, check_values
 
 if TYPE_CHECKING:
     from diced.repo import DicedRepo
+    from diced.versioned import State
 
 Extents = tuple[slice, ...] | slice
+
+# Voxels of the dense boxes that a stepped read goes through.
+STEP_VOXELS = 2**22
 
 
 class DicedArray:
@@ -78,7 +83,7 @@ class DicedArray:
         return self._spec.dims + (self._spec.channels is not None)
 
     @property
-    def islabel3D(self) -> bool:  # noqa: N802 - the name is DICED's
+    def islabel3D(self) -> bool:
         """True for label arrays."""
         return self._spec.codec.startswith("label")
 
@@ -233,24 +238,18 @@ class DicedArray:
         blocks = self._blocks()
         state = blocks.lane.refresh()
         spec = self._spec
-        chosen = grid.Selection(index, self._extents(state.box), spec.name, spec.channels)
+        pending: Pending | None = getattr(self._batch, "pending", None)
+        extents = self._extents(grid.union(state.box, pending.box if pending else None))
+        chosen = grid.Selection(index, extents, spec.name, spec.channels)
         tail = () if spec.channels is None else (spec.channels,)
-        size = tuple(h - l for l, h in zip(chosen.lo, chosen.hi, strict=True))
-        direct = (
-            out is not None
-            and chosen.plain
-            and chosen.channel == slice(None)
-            and not chosen.squeeze
-        )
         if out is not None:
             self._check_out(out, chosen, tail)
-        target = out if direct else np.empty(size + tail, self.dtype)
+        direct = out is not None and chosen.channel == slice(None) and not chosen.squeeze
+        target = out if direct else np.empty(chosen.shape + tail, self.dtype)
         assert target is not None
         if not chosen.empty:
-            blocks.read(state, chosen.lo, chosen.hi, target)
-            pending = getattr(self._batch, "pending", None)
-            if pending is not None:
-                pending.overlay(chosen.lo, chosen.hi, target)
+            flips = tuple(slice(None, None, -1 if each else 1) for each in chosen.flip)
+            self._read(blocks, state, pending, chosen, target[flips])
         if direct:
             return out
         result = self._select(target, chosen)
@@ -259,17 +258,39 @@ class DicedArray:
             return out
         return result[()] if result.ndim == 0 else result
 
+    def _read(
+        self,
+        blocks: Blocks,
+        state: State,
+        pending: Pending | None,
+        chosen: grid.Selection,
+        target: np.ndarray,
+    ) -> None:
+        """Fill `target`, of the selection's shape in ascending order."""
+        if all(step == 1 for step in chosen.step):
+            blocks.read(state, chosen.lo, chosen.hi, target)
+            if pending is not None:
+                pending.overlay(chosen.lo, chosen.hi, target)
+            return
+        # Steps: dense boxes of bounded size, of which the wanted voxels are kept.
+        span = round(STEP_VOXELS ** (1 / self._spec.dims))
+        strides = tuple(slice(None, None, step) for step in chosen.step)
+        for window, lo, hi in _runs(chosen, self._spec.block_shape, span):
+            size = tuple(b - a for a, b in zip(lo, hi, strict=True))
+            dense = np.empty(size + target.shape[self._spec.dims :], self.dtype)
+            blocks.read(state, lo, hi, dense)
+            if pending is not None:
+                pending.overlay(lo, hi, dense)
+            target[window] = dense[strides]
+
     def _select(self, target: np.ndarray, chosen: grid.Selection) -> np.ndarray:
-        if not chosen.plain:
-            target = target[chosen.strides]
+        """Drop integer axes and choose channels."""
         picked: list[Any] = [
             0 if axis in chosen.squeeze else slice(None) for axis in range(self._spec.dims)
         ]
         if self._spec.channels is not None:
             picked.append(chosen.channel)
-        if chosen.squeeze or chosen.channel != slice(None):
-            target = target[tuple(picked)]
-        return target if chosen.plain else np.ascontiguousarray(target)
+        return target[tuple(picked)]
 
     def _check_out(self, out: Any, chosen: grid.Selection, tail: tuple[int, ...]) -> None:
         if not isinstance(out, np.ndarray) or out.dtype != self.dtype:
@@ -299,15 +320,17 @@ class DicedArray:
         pending = getattr(self._batch, "pending", None)
         blocks = self._writable()
         state = blocks.lane.refresh()
-        todo = self._assignment(index, value, self._extents(state.box))
-        if todo is None:
+        box = grid.union(state.box, pending.box if pending else None)
+        todo = self._assignment(index, value, self._extents(box))
+        if not todo:
             return
-        if pending is not None:
-            pending.assign(state, todo)
-            return
-        pending = Pending(blocks, keep=False)
-        pending.assign(state, todo)
-        self._commit(pending, "write")
+        commit_now = pending is None
+        if pending is None:
+            pending = Pending(blocks, keep=False)
+        for each in todo:
+            pending.assign(state, each)
+        if commit_now:
+            self._commit(pending, "write")
 
     @contextlib.contextmanager
     def batch(self, operation: str = "batch") -> Iterator[DicedArray]:
@@ -333,13 +356,11 @@ class DicedArray:
 
     def _commit(self, pending: Pending, operation: str) -> None:
         try:
-            pending.blocks.lane.commit(
-                pending.prepare, op=operation, user=self._repo._history.user
-            )
+            pending.blocks.lane.commit(pending.prepare, op=operation, user=self._repo._history.user)
         except LockedError:
             raise self._locked_error() from None
 
-    def _assignment(self, index: Any, value: Any, extents: grid.Box) -> Assignment | None:
+    def _assignment(self, index: Any, value: Any, extents: grid.Box) -> list[Assignment]:
         spec = self._spec
         chosen = grid.Selection(index, extents, spec.name, spec.channels)
         tail = () if spec.channels is None else (spec.channels,)
@@ -359,7 +380,7 @@ class DicedArray:
                 f"array {self.name!r}: cannot write shape {values.shape} into {shape}"
             ) from None
         if chosen.empty or 0 in shape:
-            return None
+            return []
         channel: tuple[slice, ...] = ()
         if tail:
             if isinstance(chosen.channel, int):
@@ -370,7 +391,14 @@ class DicedArray:
         for axis in chosen.squeeze:
             values = np.expand_dims(values, axis)
         flips = tuple(slice(None, None, -1 if each else 1) for each in chosen.flip)
-        return Assignment(chosen.lo, chosen.hi, chosen.step, values[flips], channel)
+        values = values[flips]
+        if all(s <= b for s, b in zip(chosen.step, spec.block_shape, strict=True)):
+            return [Assignment(chosen.lo, chosen.hi, chosen.step, values, channel)]
+        # Steps beyond a block: only the blocks that are hit, not those between.
+        return [
+            Assignment(lo, hi, chosen.step, values[window], channel)
+            for window, lo, hi in _runs(chosen, spec.block_shape, grid.MAX_COORDINATE)
+        ]
 
     # -- place -----------------------------------------------------------------------------
 
@@ -380,9 +408,7 @@ class DicedArray:
         at = self._at
         if at is None or at[0] != node_id or at[1].lane.stale:
             lane = self._repo._lane(self._spec)
-            blocks = Blocks(
-                self._repo._history.home, lane, self._spec, self._repo.store.threads
-            )
+            blocks = Blocks(self._repo._history.home, lane, self._spec, self._repo.store.threads)
             at = self._at = (node_id, blocks)
         return at[1]
 
@@ -395,6 +421,20 @@ class DicedArray:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self._repo.get_array, (self.name,)
+
+
+def _runs(
+    chosen: grid.Selection, block_shape: tuple[int, ...], span: int
+) -> Iterator[tuple[tuple[slice, ...], tuple[int, ...], tuple[int, ...]]]:
+    """Yield the parts of a stepped selection: window in the result, and the box lo, hi."""
+    axes = zip(chosen.lo, chosen.shape, chosen.step, block_shape, strict=True)
+    for place in itertools.product(*(grid.runs(*axis, span) for axis in axes)):
+        parts = list(zip(place, chosen.lo, chosen.step, strict=True))
+        yield (
+            tuple(slice(first, first + count) for first, count in place),
+            tuple(low + first * step for (first, _), low, step in parts),
+            tuple(low + (first + count - 1) * step + 1 for (first, count), low, step in parts),
+        )
 
 
 def _slices(box: grid.Box) -> tuple[slice, ...]:

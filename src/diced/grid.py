@@ -42,8 +42,7 @@ class Cut:
 
     def __init__(self, lo: Sequence[int], hi: Sequence[int], block_shape: Sequence[int]):
         coords, begin, count, out, whole = (
-            np.asarray(each)
-            for each in _blocks.partition(list(lo), list(hi), list(block_shape))
+            np.asarray(each) for each in _blocks.partition(list(lo), list(hi), list(block_shape))
         )
         keys = block_keys(coords)
         order = sorted(range(len(keys)), key=keys.__getitem__)
@@ -80,7 +79,7 @@ def pieces(
     lo: Sequence[int], hi: Sequence[int], block_shape: Sequence[int]
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Yield boxes that tile `lo`..`hi`, cut at block borders, of a bounded number of blocks."""
-    spans = [(h - 1) // b - l // b + 1 for l, h, b in zip(lo, hi, block_shape, strict=True)]
+    spans = [(b - 1) // n - a // n + 1 for a, b, n in zip(lo, hi, block_shape, strict=True)]
     total = 1
     for span in spans:
         total *= span
@@ -97,8 +96,8 @@ def pieces(
 def align(lo: Sequence[int], hi: Sequence[int], block_shape: Sequence[int]) -> Box:
     """Return the smallest block-aligned box around `lo`..`hi`."""
     return (
-        tuple(l // b * b for l, b in zip(lo, block_shape, strict=True)),
-        tuple(-(-h // b) * b for h, b in zip(hi, block_shape, strict=True)),
+        tuple(a // n * n for a, n in zip(lo, block_shape, strict=True)),
+        tuple(-(-b // n) * n for b, n in zip(hi, block_shape, strict=True)),
     )
 
 
@@ -159,23 +158,8 @@ class Selection:
         """True when no voxel is selected."""
         return 0 in self.shape
 
-    @property
-    def plain(self) -> bool:
-        """True when the selection is a whole box: unit steps, nothing reversed."""
-        return not any(self.flip) and all(step == 1 for step in self.step)
 
-    @property
-    def strides(self) -> tuple[slice, ...]:
-        """Slices that take the selection out of its box, in the order asked for."""
-        return tuple(
-            slice(None, None, -step) if reverse else slice(None, None, step)
-            for step, reverse in zip(self.step, self.flip, strict=True)
-        )
-
-
-def _split(
-    index: Any, dims: int, name: str, channels: int | None
-) -> tuple[slice | int, list[Any]]:
+def _split(index: Any, dims: int, name: str, channels: int | None) -> tuple[slice | int, list[Any]]:
     """Expand Ellipsis; separate the channel index from the `dims` spatial ones."""
     items = list(index) if isinstance(index, tuple) else [index]
     total = dims + (channels is not None)
@@ -239,20 +223,51 @@ def _slice(
                 f"array {name!r}, axis {axis}: slice bounds are integers;"
                 f" got {type(value).__name__}"
             ) from None
-        if not MIN_COORDINATE <= number <= MAX_COORDINATE + 1:
+        # The stop of a slice lies one beyond its last coordinate, in either direction.
+        if not MIN_COORDINATE - 1 <= number <= MAX_COORDINATE + 1:
             raise BadIndexError(
                 f"array {name!r}, axis {axis}: coordinates are signed 32-bit; got {number}"
             )
         return number
 
+    def checked(first: int, last: int) -> tuple[int, int]:
+        if first < MIN_COORDINATE or last > MAX_COORDINATE + 1:
+            raise BadIndexError(
+                f"array {name!r}, axis {axis}: coordinates are signed 32-bit;"
+                f" got {first} to {last - 1}"
+            )
+        return first, last
+
     if stride > 0:
         start, stop = bound(item.start, low), bound(item.stop, high)
         size = max(0, -(-(stop - start) // stride))
-        return start, start + (size - 1) * stride + 1 if size else start, stride, False, size
-    start, stop = bound(item.start, high - 1), bound(item.stop, low - 1)
-    size = max(0, (start - stop + (-stride) - 1) // -stride)
-    first = start + (size - 1) * stride
-    return (first, start + 1, -stride, True, size) if size else (start, start, -stride, True, 0)
+        first = start
+    else:
+        start, stop = bound(item.start, high - 1), bound(item.stop, low - 1)
+        size = max(0, -(-(start - stop) // -stride))
+        first = start + (size - 1) * stride
+    if not size:
+        return start, start, abs(stride), stride < 0, 0
+    first, last = checked(first, first + (size - 1) * abs(stride) + 1)
+    return first, last, abs(stride), stride < 0, size
+
+
+def runs(lo: int, size: int, step: int, block: int, span: int) -> Iterator[tuple[int, int]]:
+    """Split every `step`-th coordinate from `lo` into runs (index of the first, how many).
+
+    A run's coordinates lie in neighbouring blocks and within `span`, or in one block. With steps
+    beyond a block each is alone, so that no block between them is touched.
+    """
+    index = 0
+    while index < size:
+        first = lo + index * step
+        if step > block:
+            count = 1
+        else:
+            end = max(first // block * block + block, first + span)
+            count = min(size - index, -(-(end - first) // step))
+        yield index, count
+        index += count
 
 
 def check_block_shape(block_shape: Any, dims: int) -> tuple[int, ...]:

@@ -267,7 +267,8 @@ class History:
             view = View(number, tables)
             node = view.dag.nodes[node_id]
             if fields["versioned"] and node.status != OPEN:
-                raise LockedError(f"array {name!r} cannot be created: " + locked_message(view, node))
+                why = locked_message(view, node)
+                raise LockedError(f"array {name!r} cannot be created: {why}")
             if name in view.by_name:
                 raise AlreadyExistsError(f"an array {name!r} exists already in this repo")
             stored = {**fields, "node": node_id, "created": now(), "user": self.user}
@@ -276,9 +277,7 @@ class History:
         self._transact(edit, f"create array {name}")
         return self.view().arrays[array_id]
 
-    def edit_array(
-        self, array_id: str, change: Callable[[dict[str, Any]], dict[str, Any]]
-    ) -> None:
+    def edit_array(self, array_id: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         """Change the stored description of an array atomically."""
 
         def edit(tables: Tables, _number: int) -> Edits:

@@ -129,7 +129,7 @@ class DicedRepo:
         name: str,
         dtype: Any = ArrayDtype.uint8,
         dims: int = 3,
-        islabel3D: bool = False,  # noqa: N803 - the name is DICED's
+        islabel3D: bool = False,
         lossycompression: bool = False,
         versioned: bool = True,
         *,

@@ -129,7 +129,7 @@ def array_fields(
     dtype: Any = ArrayDtype.uint8,
     dims: int = 3,
     *,
-    islabel3D: bool = False,  # noqa: N803 - the name is DICED's
+    islabel3D: bool = False,
     lossycompression: bool = False,
     block_shape: Any = None,
     codec: str | None = None,

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from diced import grid, index, keys, log
-from diced.errors import CorruptError, EngineError, LockedError, ReadOnlyError
+from diced.errors import CorruptError, DicedException, LockedError, ReadOnlyError
 from diced.home import Home
 from diced.log import CommitLog, Delta, Entry, Pointer, Reads, Record
 from diced.segment import COMMIT, frame_header
@@ -454,8 +454,9 @@ class Lane:
             if self._snapshot_due(state):
                 try:
                     self._snapshot(state)
-                except EngineError:
-                    # Derived data: this commit stands without it and the next writer tries again.
+                except DicedException:
+                    # Derived data: the commit stands without it, the next writers try again, and
+                    # damage that kept it from being made is raised by whoever reads it.
                     self._snapshot_backoff = state.number + self._snapshot_records // 8
 
     def _snapshot_due(self, state: State) -> bool:
