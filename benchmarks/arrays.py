@@ -25,10 +25,9 @@ class Reads:
         self.scratch.close()
 
     def _read(self, size):
-        start = [
-            int(p * (n - s)) for p, n, s in zip(next(self.places), self.data.shape, size)
-        ]
-        return self.array[tuple(slice(a, a + s) for a, s in zip(start, size))]
+        places = zip(next(self.places), self.data.shape, size, strict=True)
+        start = [int(place * (n - s)) for place, n, s in places]
+        return self.array[tuple(slice(a, a + s) for a, s in zip(start, size, strict=True))]
 
     def time_whole(self, name):
         self._read(self.data.shape)

@@ -65,8 +65,8 @@ class DicedArray:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Element type."""
-        assert self._spec.dtype is not None
-        return self._spec.dtype
+        dtype: np.dtype[Any] = self._spec.dtype
+        return dtype
 
     @property
     def numdims(self) -> int:
@@ -290,7 +290,8 @@ class DicedArray:
         ]
         if self._spec.channels is not None:
             picked.append(chosen.channel)
-        return target[tuple(picked)]
+        result: np.ndarray = target[tuple(picked)]
+        return result
 
     def _check_out(self, out: Any, chosen: grid.Selection, tail: tuple[int, ...]) -> None:
         if not isinstance(out, np.ndarray) or out.dtype != self.dtype:

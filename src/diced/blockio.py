@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,9 +61,7 @@ class Blocks:
 
     # -- reading ---------------------------------------------------------------------------
 
-    def read(
-        self, state: State, lo: Sequence[int], hi: Sequence[int], out: np.ndarray
-    ) -> None:
+    def read(self, state: State, lo: Sequence[int], hi: Sequence[int], out: np.ndarray) -> None:
         """Fill `out` (shape ``hi - lo``, then channels) with the box ``lo <= voxel < hi``."""
         for low, high in grid.pieces(lo, hi, self.spec.block_shape):
             part = out[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, lo, strict=True))]
@@ -75,11 +74,7 @@ class Blocks:
                 else:
                     element = self.spec.fill if entry is None else self._element(entry)
                     _voxels.fill(self._view(part, cut, i), element)
-
-            def fetch(group: list[tuple[Pointer, int]], cut=cut, part=part) -> None:
-                self._fetch(group, cut, part)
-
-            pool.for_each(fetch, _join(jobs), self.threads)
+            pool.for_each(partial(self._fetch, cut=cut, part=part), _join(jobs), self.threads)
 
     def _view(self, part: np.ndarray, cut: grid.Cut, i: int) -> np.ndarray:
         start, count = cut.out[i].tolist(), cut.count[i].tolist()
@@ -288,7 +283,7 @@ class Pending:
         self.box = grid.union(self.box, (todo.lo, todo.hi))
         for low, high in grid.pieces(todo.lo, todo.hi, spec.block_shape):
             cut = grid.Cut(low, high, spec.block_shape)
-            cut.out += np.array(low) - np.array(todo.lo)
+            cut.out = cut.out + (np.array(low) - np.array(todo.lo))
             jobs: list[_Job] = []
             known = self.blocks.lane.get_many(state, SPACE, cut.keys)
             for i, key in enumerate(cut.keys):
@@ -336,9 +331,7 @@ class Pending:
         cut = grid.Cut(lo, hi, spec.block_shape)
         for i, key in enumerate(cut.keys):
             view = self.blocks._view(out, cut, i)
-            window = tuple(
-                slice(b, b + n) for b, n in zip(cut.begin[i], cut.count[i], strict=True)
-            )
+            window = tuple(slice(b, b + n) for b, n in zip(cut.begin[i], cut.count[i], strict=True))
             if key in self._whole:
                 block = np.empty(spec.full_block_shape, spec.dtype)
                 self.blocks.load(self._whole[key], key, block)
@@ -350,9 +343,7 @@ class Pending:
                     patch.apply(block, spec.dtype, spec.name)
                 view[...] = block[window]
 
-    def _encode(
-        self, jobs: list[_Job], into: dict[bytes, Entry]
-    ) -> None:
+    def _encode(self, jobs: list[_Job], into: dict[bytes, Entry]) -> None:
         """Encode blocks on the pool and append their frames in key order."""
         per_group = max(1, WRITE_BYTES // self.blocks.spec.block_nbytes)
         groups = [jobs[i : i + per_group] for i in range(0, len(jobs), per_group)]
@@ -377,9 +368,7 @@ class _Job:
 
     __slots__ = ("base", "key", "known", "patches")
 
-    def __init__(
-        self, key: bytes, base: Entry | None, patches: list[Patch], known: Entry | None
-    ):
+    def __init__(self, key: bytes, base: Entry | None, patches: list[Patch], known: Entry | None):
         self.key = key
         self.base = base
         self.patches = patches
@@ -442,5 +431,3 @@ class _Encoder:
         except CorruptError:
             return False  # the write mends it
         return stored[: len(header)] == header and stored[len(header) :] == payload
-
-

@@ -36,7 +36,16 @@ class Node:
     """
 
     __slots__ = (
-        "branch", "created", "id", "log", "note", "number", "parents", "status", "user", "uuid",
+        "branch",
+        "created",
+        "id",
+        "log",
+        "note",
+        "number",
+        "parents",
+        "status",
+        "user",
+        "uuid",
     )
 
     def __init__(self, node_id: str, fields: dict[str, Any]):

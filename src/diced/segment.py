@@ -106,9 +106,12 @@ def frame_header(
     stored = len(payload)
     if stored > MAX_PAYLOAD or raw > MAX_PAYLOAD:
         raise InvalidError(f"a value has at most {MAX_PAYLOAD} bytes; got {max(stored, raw)}")
-    head = HEADER.pack(
-        MAGIC, kind, codec, flags, space, lane, raw, stored, len(key), 0, crc32c(payload)
-    ) + key
+    head = (
+        HEADER.pack(
+            MAGIC, kind, codec, flags, space, lane, raw, stored, len(key), 0, crc32c(payload)
+        )
+        + key
+    )
     return head + CHECK.pack(crc32c(head))
 
 

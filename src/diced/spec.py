@@ -64,7 +64,8 @@ def check_dtype(dtype: Any) -> np.dtype[Any]:
         raise InvalidError(
             f"dtype {found.name!r} cannot be stored; arrays hold {', '.join(DTYPES)}"
         )
-    return found.newbyteorder("=")
+    native: np.dtype[Any] = found.newbyteorder("=")
+    return native
 
 
 class ArraySpec:
@@ -102,7 +103,8 @@ class ArraySpec:
         self.dims: int = fields.get("dims", 0)
         self.block_shape: tuple[int, ...] = tuple(fields.get("block_shape", ()))
         self.channels: int | None = fields.get("channels")
-        self.dtype = np.dtype(fields["dtype"]) if "dtype" in fields else None
+        # Any: None only for keyvalue, whose code never looks at it.
+        self.dtype: Any = np.dtype(fields["dtype"]) if "dtype" in fields else None
         self.codec: str = fields.get("codec", "")
         self.lossy = self.codec.startswith("jpeg")
         self.fill = bytes.fromhex(fields.get("fill", ""))

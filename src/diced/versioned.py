@@ -51,7 +51,7 @@ class Base:
     def parse(cls, fields: dict[str, Any]) -> Base:
         """Read the form stored in snapshots and lock objects."""
         roots = {int(space): tuple(root) for space, root in fields["roots"].items()}
-        return cls(roots, parse_box(fields["box"]))  # type: ignore[arg-type]
+        return cls(roots, parse_box(fields["box"]))
 
     def fields(self) -> dict[str, Any]:
         """Return the stored form."""
@@ -301,9 +301,7 @@ class Lane:
             return entry
         return index.get(self.home.load, state.roots.get(space), key)
 
-    def get_many(
-        self, state: State, space: int, names: Sequence[bytes]
-    ) -> list[Entry | None]:
+    def get_many(self, state: State, space: int, names: Sequence[bytes]) -> list[Entry | None]:
         """Return the entries of keys given in ascending order."""
         chain = state.overlay.chains.get(space)
         root = state.roots.get(space)
@@ -398,9 +396,7 @@ class Lane:
     def _queue(self, lost: int) -> contextlib.AbstractContextManager[Any]:
         return self.home.engine.turn(self.log.prefix) if lost else contextlib.nullcontext()
 
-    def _touched(
-        self, change: Change, number: int, newer: State
-    ) -> dict[int, set[bytes]] | None:
+    def _touched(self, change: Change, number: int, newer: State) -> dict[int, set[bytes]] | None:
         """Return which of a change's reads later records wrote; {} is none, None is unknown."""
         if newer.number == number:
             return {}
@@ -415,9 +411,7 @@ class Lane:
                 touched[space] = hit
         return touched
 
-    def _stage(
-        self, state: State, change: Change, op: str, user: str
-    ) -> tuple[bytes, Record]:
+    def _stage(self, state: State, change: Change, op: str, user: str) -> tuple[bytes, Record]:
         """Make a change's frames durable (I2) and return its record, encoded and whole."""
         head = {
             "txid": log.new_txid(),

@@ -31,13 +31,21 @@ def contents():
             (-3, 5),
             pattern((9, 13), dtype, i),
         )
-    yield "volume", {"dtype": "uint8", "block_shape": (8, 8, 8)}, (-9, 3, 100), pattern(
-        (12, 12, 12), "uint8", 1
+    yield (
+        "volume",
+        {"dtype": "uint8", "block_shape": (8, 8, 8)},
+        (-9, 3, 100),
+        pattern((12, 12, 12), "uint8", 1),
     )
-    yield "colour", {"dtype": "uint8", "dims": 2, "channels": 4, "block_shape": (8, 8)}, (
-        0,
-        -5,
-    ), pattern((9, 9, 4), "uint8", 2)
+    yield (
+        "colour",
+        {"dtype": "uint8", "dims": 2, "channels": 4, "block_shape": (8, 8)},
+        (
+            0,
+            -5,
+        ),
+        pattern((9, 9, 4), "uint8", 2),
+    )
     for codec in ("label", "label+lz4", "label+zstd:3"):
         yield (
             codec,
@@ -53,7 +61,7 @@ def main(path):
     repo = store.create_repo("golden répo", "one of everything")
     for name, options, offset, data in contents():
         array = repo.create_array(name, **options, attrs={"made": "golden"}, fill=1)
-        array[tuple(slice(o, o + n) for o, n in zip(offset, data.shape))] = data
+        array[tuple(slice(o, o + n) for o, n in zip(offset, data.shape, strict=False))] = data
     repo.create_array("beside", "uint8", 1, versioned=False, block_shape=(4,))[0:3] = 5
     repo.files["small"] = b"inline"
     repo.files["nested/größer.bin"] = b"0123456789" * 100

@@ -215,9 +215,7 @@ class Engine(ABC):
         check_key(key)
         return contextlib.nullcontext()
 
-    def sweep_temps(
-        self, older_than_seconds: float = 86400, *, count_only: bool = False
-    ) -> int:
+    def sweep_temps(self, older_than_seconds: float = 86400, *, count_only: bool = False) -> int:
         """Remove what interrupted writers left behind; return how many were removed.
 
         With `count_only` nothing is removed, also in an engine opened read-only.

@@ -186,9 +186,7 @@ class LocalEngine(Engine):
         key, fd = self._create_fresh(prefix, suffix)
         return FileAppender(key, self._path(key), fd, self.durability, self._os)
 
-    def sweep_temps(
-        self, older_than_seconds: float = 86400, *, count_only: bool = False
-    ) -> int:
+    def sweep_temps(self, older_than_seconds: float = 86400, *, count_only: bool = False) -> int:
         self._check_open()
         if self.readonly and not count_only:
             raise ReadOnlyError(f"cannot sweep {self.url}: it was opened read-only")
