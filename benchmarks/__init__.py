@@ -1,1 +1,1 @@
-"""asv suites: ``asv run --python=same --quick`` tries them, docs/benchmarks.md says how to measure."""
+"""asv suites; docs/benchmarks.md says how to run them."""
