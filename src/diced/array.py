@@ -16,8 +16,8 @@ import numpy as np
 from diced import grid
 from diced.attrs import Attributes
 from diced.blockio import Assignment, Blocks, Pending
-from diced.errors import InvalidError, LockedError
-from diced.spec import ArraySpec, array_fields, cast, check_values
+from diced.errors import CorruptError, InvalidError, LockedError
+from diced.spec import ArraySpec, array_fields, as_values
 
 if TYPE_CHECKING:
     from diced.repo import DicedRepo
@@ -35,6 +35,10 @@ class DicedArray:
     Coordinates are signed 32-bit, in ZYX order for volumes; negative indices are coordinates, not
     counted from the end. Only written blocks exist; the rest reads as the fill value. Channels, if
     any, are an extra last axis of results and of `shape`, not of `numdims` or `block_shape`.
+
+    `shape` is the size of the block-aligned extents, the shape of ``array[...]``; an index is a
+    coordinate and not an offset into it. Code that slices ``0:shape``, as dask does, sees the
+    written voxels only if the extents begin at 0.
 
     Arrays are made by `DicedRepo.create_array` and opened by `DicedRepo.get_array`.
     """
@@ -171,7 +175,12 @@ class DicedArray:
     def _extents(self, box: grid.Box | None) -> grid.Box:
         if box is None:
             return (0,) * self._spec.dims, (0,) * self._spec.dims
-        return grid.align(*box, self._spec.block_shape)
+        lo, hi = grid.align(*box, self._spec.block_shape)
+        # Blocks at the edges of the coordinates may reach beyond them.
+        return (
+            tuple(max(each, grid.MIN_COORDINATE) for each in lo),
+            tuple(min(each, grid.MAX_COORDINATE + 1) for each in hi),
+        )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -195,6 +204,16 @@ class DicedArray:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield ``array[i]`` for each i of the extents' first axis."""
+        lo, hi = self._extents(self._blocks().lane.refresh().box)
+        for each in range(lo[0], hi[0]):
+            yield self.read((each, ...))
+
+    # Without these Python would go through coordinates from 0.
+    __contains__ = None
+    __reversed__ = None
 
     def blocks(self) -> Iterator[tuple[int, ...]]:
         """Yield the block coordinates of all blocks present, near ones near each other."""
@@ -238,18 +257,22 @@ class DicedArray:
         blocks = self._blocks()
         state = blocks.lane.refresh()
         spec = self._spec
-        pending: Pending | None = getattr(self._batch, "pending", None)
+        pending = self._pending(blocks)
         extents = self._extents(grid.union(state.box, pending.box if pending else None))
         chosen = grid.Selection(index, extents, spec.name, spec.channels)
         tail = () if spec.channels is None else (spec.channels,)
         if out is not None:
             self._check_out(out, chosen, tail)
         direct = out is not None and chosen.channel == slice(None) and not chosen.squeeze
-        target = out if direct else np.empty(chosen.shape + tail, self.dtype)
+        target = out if direct else self._empty(chosen.shape + tail)
         assert target is not None
         if not chosen.empty:
             flips = tuple(slice(None, None, -1 if each else 1) for each in chosen.flip)
-            self._read(blocks, state, pending, chosen, target[flips])
+            try:
+                self._read(blocks, state, pending, chosen, target[flips])
+            except CorruptError:
+                self._repo._spec(spec)  # deleted and swept: that is the better answer
+                raise
         if direct:
             return out
         result = self._select(target, chosen)
@@ -257,6 +280,14 @@ class DicedArray:
             out[...] = result
             return out
         return result[()] if result.ndim == 0 else result
+
+    def _empty(self, shape: tuple[int, ...]) -> np.ndarray:
+        try:
+            return np.empty(shape, self.dtype)
+        except ValueError:  # beyond the address space; MemoryError tells of less
+            raise InvalidError(
+                f"array {self.name!r}: a result of shape {shape} is beyond any memory"
+            ) from None
 
     def _read(
         self,
@@ -318,8 +349,8 @@ class DicedArray:
     # -- writing ---------------------------------------------------------------------------
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        pending = getattr(self._batch, "pending", None)
         blocks = self._writable()
+        pending = self._pending(blocks)
         state = blocks.lane.refresh()
         box = grid.union(state.box, pending.box if pending else None)
         todo = self._assignment(index, value, self._extents(box))
@@ -352,6 +383,11 @@ class DicedArray:
             yield self
         finally:
             self._batch.pending = None
+        if pending.broken:
+            raise InvalidError(
+                f"array {self.name!r}: an assignment inside the batch failed half-way;"
+                " nothing of the batch was written"
+            )
         if pending.box is not None:
             self._commit(pending, operation)
 
@@ -365,14 +401,7 @@ class DicedArray:
         spec = self._spec
         chosen = grid.Selection(index, extents, spec.name, spec.channels)
         tail = () if spec.channels is None else (spec.channels,)
-        try:
-            values = np.asarray(value)
-        except ValueError as error:
-            raise InvalidError(f"array {self.name!r}: {error}") from None
-        check_values(values, self.dtype, f"array {self.name!r}")
-        if not isinstance(value, (np.ndarray, np.generic)):
-            # Lists and Python scalars have no dtype of their own: convert once, not per block.
-            values = cast(values, self.dtype, f"array {self.name!r}")
+        values = as_values(value, self.dtype, f"array {self.name!r}")
         shape = self._result_shape(chosen, tail)
         try:
             values = np.broadcast_to(values, shape)
@@ -405,13 +434,23 @@ class DicedArray:
 
     def _blocks(self) -> Blocks:
         """Return the blocks at the repo's current version."""
-        node_id = self._repo._node_id
-        at = self._at
-        if at is None or at[0] != node_id or at[1].lane.stale:
-            lane = self._repo._lane(self._spec)
-            blocks = Blocks(self._repo._history.home, lane, self._spec, self._repo.store.threads)
-            at = self._at = (node_id, blocks)
-        return at[1]
+        repo, at = self._repo, self._at
+        if at is not None and at[0] == repo._node_id and not at[1].lane.stale:
+            if self._spec.versioned and repo.locked:
+                return at[1]
+            if repo._lane(self._spec) is at[1].lane:
+                return at[1]
+        lane = repo._lane(self._spec)
+        blocks = Blocks(repo._history.home, lane, self._spec, repo.store.threads)
+        self._at = (repo._node_id, blocks)
+        return blocks
+
+    def _pending(self, blocks: Blocks) -> Pending | None:
+        """Return this thread's batch, if one is open."""
+        pending: Pending | None = getattr(self._batch, "pending", None)
+        if pending is not None and pending.blocks.lane is not blocks.lane:
+            raise InvalidError(f"array {self.name!r}: the batch began at another version")
+        return pending
 
     def _writable(self) -> Blocks:
         self._repo._check_writable(self._spec)

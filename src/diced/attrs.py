@@ -29,8 +29,13 @@ class Attributes(MutableMapping[str, Any]):
         edit: Callable[[Callable[[dict[str, Any]], dict[str, Any]]], None],
     ):
         self._what = what
-        self._read = read
+        self._stored = read
         self._edit = edit
+
+    def _read(self) -> dict[str, Any]:
+        # A copy: what a caller changes in a value is not stored until it is assigned.
+        values: dict[str, Any] = json.loads(json.dumps(self._stored()))
+        return values
 
     def __getitem__(self, key: str) -> Any:
         values = self._read()
@@ -43,8 +48,7 @@ class Attributes(MutableMapping[str, Any]):
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Set several values in one commit."""
-        new = dict(*args, **kwargs)
-        check_json(self._what, new)
+        new = json.loads(check_json(self._what, dict(*args, **kwargs)))
         self._edit(lambda values: {**values, **new})
 
     def __delitem__(self, key: str) -> None:
@@ -61,12 +65,14 @@ class Attributes(MutableMapping[str, Any]):
         return f"Attributes({self._read()!r})"
 
 
-def check_json(what: str, values: dict[str, Any]) -> None:
-    """Raise InvalidError unless `values` is JSON with text keys."""
+def check_json(what: str, values: dict[str, Any]) -> str:
+    """Return `values` as JSON text, or raise InvalidError unless they are that with text keys."""
     for key in values:
         if not isinstance(key, str):
             raise InvalidError(f"{what}: a name is text; got {key!r}")
     try:
-        json.dumps(values, allow_nan=False)
+        text = json.dumps(values, allow_nan=False, ensure_ascii=False)
+        text.encode()
+        return text
     except (TypeError, ValueError) as error:
         raise InvalidError(f"{what}: {error}; values must be JSON") from None

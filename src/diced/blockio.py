@@ -208,13 +208,22 @@ def _unit_place(number: int, dims: int) -> list[int]:
 
 
 class Patch:
-    """Part of a block to be overwritten: where in the block, and with what."""
+    """Part of a block to be overwritten: where in the block, with what, and if it is all of it."""
 
-    __slots__ = ("source", "window")
+    __slots__ = ("source", "whole", "window")
 
-    def __init__(self, window: tuple[slice, ...], source: np.ndarray):
+    def __init__(self, window: tuple[slice, ...], source: np.ndarray, whole: bool):
         self.window = window
         self.source = source
+        self.whole = whole
+
+    def keep(self) -> None:
+        """Copy the source, because its owner may change it; a broadcast value stays one."""
+        if any(self.source.strides):
+            self.source = self.source.copy()
+        else:
+            first = self.source[(slice(0, 1),) * self.source.ndim].copy()
+            self.source = np.broadcast_to(first, self.source.shape)
 
     def apply(self, block: np.ndarray, dtype: np.dtype[Any], what: str) -> None:
         """Write into a block's array."""
@@ -255,7 +264,8 @@ class Assignment:
                 return None
             window.append(slice(begin + skip, begin + count, step))
             taken.append(slice(first, first + -(-(count - skip) // step)))
-        return Patch((*window, *self.channel), self.source[tuple(taken)])
+        whole = self.dense and bool(cut.whole[i])
+        return Patch((*window, *self.channel), self.source[tuple(taken)], whole)
 
 
 class Pending:
@@ -272,6 +282,7 @@ class Pending:
         self.blocks = blocks
         self.keep = keep
         self.box: grid.Box | None = None
+        self.broken = False  # an assignment failed half-way: nothing of this may be committed
         self._whole: dict[bytes, Entry] = {}
         self._parts: dict[bytes, list[Patch]] = {}
         self._merged: dict[bytes, Entry] = {}
@@ -281,6 +292,7 @@ class Pending:
         """Add an assignment. Whole blocks are encoded now, compared with `state`'s."""
         spec = self.blocks.spec
         self.box = grid.union(self.box, (todo.lo, todo.hi))
+        broken, self.broken = self.broken, True
         for low, high in grid.pieces(todo.lo, todo.hi, spec.block_shape):
             cut = grid.Cut(low, high, spec.block_shape)
             cut.out = cut.out + (np.array(low) - np.array(todo.lo))
@@ -290,16 +302,17 @@ class Pending:
                 patch = todo.patch(cut, i)
                 if patch is None:
                     continue
-                if cut.whole[i] and todo.dense:
+                if patch.whole:
                     self._parts.pop(key, None)
                     jobs.append(_Job(key, None, [patch], known[i]))
                 elif key in self._whole:
                     jobs.append(_Job(key, self._whole[key], [patch], known[i]))
                 else:
                     if self.keep:
-                        patch.source = patch.source.copy()
+                        patch.keep()
                     self._parts.setdefault(key, []).append(patch)
             self._encode(jobs, self._whole)
+        self.broken = broken
 
     def prepare(self, state: State, touched: dict[int, set[bytes]] | None) -> Change | None:
         """Merge the pieces with `state` and return the change (a `versioned.Prepare`)."""
@@ -412,8 +425,7 @@ class _Encoder:
 
     def _assemble(self, job: _Job) -> np.ndarray:
         spec = self._blocks.spec
-        whole = job.patches[-1].source.shape == spec.full_block_shape
-        if whole:
+        if job.patches[-1].whole:
             return cast(job.patches[-1].source, spec.dtype, self._what)
         block = np.empty(spec.full_block_shape, spec.dtype)
         self._blocks.load(job.base, job.key, block)

@@ -103,6 +103,10 @@ class Dag:
         """Tell whether a UUID or tag is taken."""
         return uuid in self._by_uuid or uuid in self.tags
 
+    def has_name(self, name: str) -> bool:
+        """Tell whether a UUID, tag or branch is taken."""
+        return self.has_uuid(name) or name in self.branches() or name == MASTER
+
     def ancestry(self, node: Node) -> set[str]:
         """Return the ids of a node and all its ancestors."""
         seen = {node.id}
@@ -143,7 +147,14 @@ class Dag:
         ------
         NotFoundError, AmbiguousError
         """
-        base, tilde, steps = spec.partition("~")
+        if spec in self._by_uuid:
+            return self._by_uuid[spec]
+        if spec in self.tags:
+            return self.nodes[self.tags[spec]]
+        branches = self.branches()
+        if spec in branches:
+            return branches[spec]
+        base, tilde, steps = spec.rpartition("~")
         if tilde and steps.isdigit():
             node = self.resolve(base)
             for _ in range(int(steps)):
@@ -156,13 +167,6 @@ class Dag:
             if prefix:
                 self.resolve(prefix)
             return self._branch(branch)
-        if spec in self._by_uuid:
-            return self._by_uuid[spec]
-        if spec in self.tags:
-            return self.nodes[self.tags[spec]]
-        branches = self.branches()
-        if spec in branches:
-            return branches[spec]
         return self._prefix(spec)
 
     def _branch(self, name: str) -> Node:

@@ -79,12 +79,14 @@ class KeyValueArray:
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value of a key, or `default`."""
         lane = self._lane()
+        if not key:
+            return default
         name = self._key(key)
         entry = lane.get(lane.refresh(), SPACE, name)
         return default if entry is None else self._value(lane, name, entry)
 
     def __contains__(self, key: object) -> bool:
-        if not isinstance(key, str):
+        if not isinstance(key, str) or not key:
             return False
         lane = self._lane()
         return lane.get(lane.refresh(), SPACE, self._key(key)) is not None
@@ -126,10 +128,12 @@ class KeyValueArray:
         self, prefix: str, start: str | None, stop: str | None
     ) -> Iterator[tuple[bytes, Entry]]:
         lane = self._lane()
-        low = max(prefix.encode(), (start or "").encode())
-        high = _after_prefix(prefix.encode())
+        begin = self._text(prefix)
+        low = max(begin, self._text(start or ""))
+        high = _after_prefix(begin)
         if stop is not None:
-            high = stop.encode() if high is None else min(high, stop.encode())
+            last = self._text(stop)
+            high = last if high is None else min(high, last)
         return lane.scan(lane.refresh(), SPACE, low, high)
 
     def _nearby(self, lane: Lane, state: State, key: bytes) -> Iterator[tuple[bytes, Entry]]:
@@ -149,6 +153,8 @@ class KeyValueArray:
     def put_many(self, values: Mapping[str, bytes | str], *, operation: str = "put") -> None:
         """Store several values in one commit, seen whole or not at all."""
         self._repo._check_writable(self._spec)
+        if not isinstance(values, Mapping):
+            raise InvalidError(f"put_many takes a mapping; got {type(values).__name__}")
         lane = self._lane()
         delta: dict[bytes, Entry | None] = {}
         segments: set[int] = set()
@@ -171,6 +177,8 @@ class KeyValueArray:
     def delete_many(self, names: list[str], *, operation: str = "delete") -> None:
         """Delete several keys in one commit; absent ones are ignored."""
         self._repo._check_writable(self._spec)
+        if isinstance(names, str):
+            raise InvalidError(f"delete_many takes a list of names; got {names!r}")
         self._commit(self._lane(), {self._key(name): None for name in names}, set(), operation)
 
     def _commit(
@@ -193,7 +201,7 @@ class KeyValueArray:
     def _store(self, lane: Lane, name: bytes, value: bytes | str, segments: set[int]) -> Entry:
         try:
             data = value.encode() if isinstance(value, str) else memoryview(value).tobytes()
-        except (TypeError, UnicodeEncodeError):
+        except (TypeError, ValueError):  # no buffer, or not valid text
             raise InvalidError(f"a value is bytes or valid text; got {value!r:.80}") from None
         if len(data) > MAX_VALUE:
             raise InvalidError(f"a value has at most {MAX_VALUE} bytes; got {len(data)}")
@@ -226,13 +234,16 @@ class KeyValueArray:
 
     # -- place -----------------------------------------------------------------------------
 
-    def _key(self, key: Any) -> bytes:
+    def _text(self, key: Any) -> bytes:
         if not isinstance(key, str):
             raise InvalidError(f"a key is text; got {type(key).__name__} {key!r}")
         try:
-            name = key.encode()
+            return key.encode()
         except UnicodeEncodeError:
             raise InvalidError(f"a key must be valid text; got {key!r}") from None
+
+    def _key(self, key: Any) -> bytes:
+        name = self._text(key)
         if not 1 <= len(name) <= MAX_KEY:
             raise InvalidError(f"a key has 1 to {MAX_KEY} bytes of UTF-8; got {len(name)}")
         return name

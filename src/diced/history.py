@@ -7,7 +7,7 @@ half-way carries it to its end; nothing can turn it back.
 
 from __future__ import annotations
 
-import threading
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,6 +29,7 @@ from diced.versioned import Base, Lane, now
 
 NODES, ARRAYS, TAGS, COUNTERS, DEAD = 0, 1, 2, 3, 4
 MAX_NAME = 1024
+MAX_KEPT = 2048  # lanes, and lock objects, that a process remembers per repo
 
 
 def check_name(what: str, name: Any) -> str:
@@ -44,6 +45,14 @@ def check_name(what: str, name: Any) -> str:
     except UnicodeEncodeError:
         raise InvalidError(f"{what} name is not valid text: {name!r}") from None
     return name
+
+
+def check_label(what: str, name: Any) -> str:
+    """Return a branch or tag name: what `Dag.resolve` gives a meaning to cannot be in it."""
+    check_name(what, name)
+    if "~" in name or ":" in name:
+        raise InvalidError(f"{what} name cannot hold '~' or ':'; got {name!r}")
+    return str(name)
 
 
 class View:
@@ -76,7 +85,6 @@ class History:
     def __init__(self, home: Home, user: str):
         self.home = home
         self.user = user
-        self._lock = threading.Lock()
         self._lanes: dict[tuple[str, str], Lane] = {}
         self.renew()
 
@@ -95,7 +103,9 @@ class History:
         number, tables = self.meta.read()
         view = self._view
         if view is None or view.number != number:
-            view = self._view = View(number, tables)
+            view = View(number, tables)
+            if self._view is None or self._view.number < number:
+                self._view = view
         return view
 
     def known(self) -> View:
@@ -139,9 +149,9 @@ class History:
         child = keys.new_id()
         public = uuid or keys.new_uuid()
         if branch is not None:
-            check_name("branch", branch)
+            check_label("branch", branch)
         if uuid is not None:
-            check_name("version", uuid)
+            check_label("version", uuid)
         self._complete(node_id)
 
         def edit(tables: Tables, number: int) -> Edits:
@@ -149,15 +159,14 @@ class History:
             parent = dag.nodes[node_id]
             if not parent.locked:
                 raise LockedError(f"version {parent.uuid} is open; lock it before branching")
-            if dag.has_uuid(public):
+            if dag.has_name(public):
                 raise AlreadyExistsError(f"a version {public!r} exists already")
-            taken = {node.branch for node in dag.nodes.values()}
             name = branch
             if name is None:
                 same = any(each.branch == parent.branch for each in dag.children(parent))
                 name = public[:12] if same else parent.branch
-            elif name in taken or name == "master":
-                raise AlreadyExistsError(f"a branch {name!r} exists already")
+            elif dag.has_name(name):
+                raise AlreadyExistsError(f"a branch, tag or version {name!r} exists already")
             fields = self._birth(public, number, [node_id], name, note)
             return [(NODES, bytes.fromhex(child), fields)]
 
@@ -176,7 +185,7 @@ class History:
 
     def tag(self, name: str, node_id: str) -> None:
         """Name a locked node."""
-        check_name("tag", name)
+        check_label("tag", name)
         self._complete(node_id)
 
         def edit(tables: Tables, number: int) -> Edits:
@@ -185,8 +194,8 @@ class History:
                 raise LockedError(
                     f"version {dag.nodes[node_id].uuid} is open; lock it before tagging"
                 )
-            if dag.has_uuid(name):
-                raise AlreadyExistsError(f"a version or tag {name!r} exists already")
+            if dag.has_name(name):
+                raise AlreadyExistsError(f"a version, tag or branch {name!r} exists already")
             return [(TAGS, name.encode(), node_id)]
 
         self._transact(edit, "tag")
@@ -233,8 +242,14 @@ class History:
         found = self._locks.get(node_id)
         if found is None:
             key = keys.lock(self.home.prefix, node_id)
-            record = Record.decode(self.home.engine.get(key), key)
+            try:
+                record = Record.decode(self.home.engine.get(key), key)
+            except NotFoundError:
+                raise CorruptError(
+                    f"lock object {key} is missing; 'diced fsck --rebuild' makes it anew"
+                ) from None
             found = {lane: Base.parse(each) for lane, each in record.head["lanes"].items()}
+            _trim(self._locks)
             self._locks[node_id] = found
         return found
 
@@ -305,7 +320,8 @@ class History:
         removed = 0
         for array_id in self.view().dead:
             prefix = f"{self.home.prefix}/lanes/{array_id}"
-            for key in list(self.home.engine.list(prefix)):
+            # Last records first: what is left of a log stays a log.
+            for key in reversed(list(self.home.engine.list(prefix))):
                 self.home.engine.delete(key)
                 removed += 1
             dead = (DEAD, bytes.fromhex(array_id), None)
@@ -342,8 +358,8 @@ class History:
                 lane = Lane(self.home, spec.id, where, Base())
             else:
                 lane = Lane(self.home, spec.id, where, self._root(spec, node.parents[0]))
-        with self._lock:
-            return self._lanes.setdefault((spec.id, where), lane)
+        _trim(self._lanes)
+        return self._lanes.setdefault((spec.id, where), lane)
 
     def operations(self, node_id: str, name: str | None) -> Iterator[dict[str, Any]]:
         """Yield the commits that led to a node, oldest version first, then by array and number."""
@@ -368,6 +384,13 @@ class History:
                         "user": head["user"], "time": head["time"], "operation": head["op"],
                         "box": head.get("box"),
                     }  # fmt: skip
+
+
+def _trim(kept: dict[Any, Any]) -> None:
+    """Forget the oldest; whoever uses one holds it, and it can be made again."""
+    while len(kept) >= MAX_KEPT:
+        with contextlib.suppress(KeyError, StopIteration, RuntimeError):  # other threads trim too
+            del kept[next(iter(kept))]
 
 
 def locked_message(view: View, node: Node) -> str:

@@ -87,6 +87,7 @@ _HOMES: weakref.WeakSet[Home] = weakref.WeakSet()
 def _after_fork_in_child() -> None:
     for home in list(_HOMES):
         home.writer.forget()
+        home.load.renew_lock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -65,6 +65,10 @@ class PageCache:
         self.nbytes = 0
         self._read = read
         self._pages: OrderedDict[Pointer, Page] = OrderedDict()
+        self.renew_lock()
+
+    def renew_lock(self) -> None:
+        """Make the lock anew: at birth and after a fork."""
         self._lock = threading.Lock()
 
     def __len__(self) -> int:

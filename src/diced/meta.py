@@ -60,8 +60,10 @@ class Meta:
                             tables[space].pop(key, None)
                         else:
                             tables[space][key] = json.loads(entry)  # type: ignore[arg-type]
-        self._known = (state.number, tables)
-        return self._known
+        found = (state.number, tables)
+        if self._known is None or self._known[0] < state.number:
+            self._known = found
+        return found
 
     def transact(self, edit: Callable[[Tables, int], Edits], *, op: str, user: str) -> int:
         """Apply `edit` to the newest tables, atomically; return the record number.

@@ -127,7 +127,7 @@ class DicedRepo:
     def create_array(
         self,
         name: str,
-        dtype: Any = ArrayDtype.uint8,
+        dtype: Any = None,
         dims: int = 3,
         islabel3D: bool = False,
         lossycompression: bool = False,
@@ -149,8 +149,8 @@ class DicedRepo:
         ----------
         name : str
             Unique in the repo.
-        dtype : ArrayDtype or numpy dtype
-            bool, int8-64, uint8-64 or float16-64.
+        dtype : ArrayDtype or numpy dtype, optional
+            bool, int8-64, uint8-64 or float16-64; uint8 by default, uint64 for labels.
         dims : int
             1 to 8, without channels.
         islabel3D : bool
@@ -234,6 +234,8 @@ class DicedRepo:
     def delete_array(self, name: str) -> None:
         """Delete an array from all versions. It is invisible at once; this cannot be undone."""
         self._check_writable()
+        if name in (FILES, META):
+            raise InvalidError(f"{name!r} belongs to the repo and cannot be deleted")
         self._history.delete_array(name)
         self.store._sweep_later()
 
@@ -305,6 +307,8 @@ class DicedRepo:
             The version's UUID.
         """
         self._check_writable()
+        if not isinstance(message, str):
+            raise InvalidError(f"a message is text; got {message!r}")
         self._history.lock(self._node_id, message)
         return self.uuid
 
@@ -338,6 +342,8 @@ class DicedRepo:
         ------
         NotFoundError, AmbiguousError
         """
+        if not isinstance(uuid, str):
+            raise InvalidError(f"a version is named by text; got {uuid!r}")
         self._node_id = self._history.view().dag.resolve(uuid).id
         self._known_locked = False
 
@@ -454,12 +460,18 @@ class DicedRepo:
     # -- for arrays ------------------------------------------------------------------------
 
     def _lane(self, spec: ArraySpec) -> Lane:
-        if not self._known_locked:
-            self._node()
-        return self._history.lane(spec, self._node_id)
+        # At a locked version nothing can have changed; elsewhere the array may be gone.
+        if not (spec.versioned and self.locked):
+            self._spec(spec)
+        try:
+            return self._history.lane(spec, self._node_id)
+        except CorruptError:
+            self._spec(spec)  # deleted and swept: that is the better answer
+            raise
 
     def _spec(self, spec: ArraySpec) -> ArraySpec:
-        """Return the newest description of an array, or raise if it was deleted."""
+        """Return the newest description of an array, or raise if it or the repo was deleted."""
+        self.store._repo_fields(self._id)
         newest = self._history.view().arrays.get(spec.id)
         if newest is None:
             raise NotFoundError(f"array {spec.name!r} was deleted")
@@ -490,7 +502,7 @@ class DicedRepo:
         return f"<DicedRepo {self.name!r} at {state} version {self.uuid[:12]}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return self.store._reopen_repo, (self.root, self.uuid, self.readonly)
+        return self.store._reopen_repo, (self._id, self._node_id, self.readonly)
 
     def __enter__(self) -> DicedRepo:
         return self

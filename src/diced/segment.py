@@ -164,7 +164,7 @@ class SegmentWriter:
                 if each in self._synced:
                     continue
             if appender is None:
-                raise EngineError(f"segment {each:016x} is not of this process")
+                raise EngineError(f"segment {each:016x} failed or is not of this process")
             appender.sync()
 
     def _current(self) -> Appender:
@@ -175,6 +175,9 @@ class SegmentWriter:
             return self._open()
 
     def _open(self) -> Appender:
+        for number, each in list(self._unsynced.items()):
+            if each.failed:
+                self._unsynced.pop(number).close()
         self._active = self._engine.appender(self._prefix, ".seg")
         self._unsynced[keys.object_id(self._active.key)] = self._active
         while len(self._unsynced) > MAX_UNSYNCED:

@@ -6,6 +6,8 @@ Owns the rules for dtypes, block shapes, fills and codecs, and their JSON form.
 from __future__ import annotations
 
 import enum
+import math
+import operator
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,8 @@ def check_dtype(dtype: Any) -> np.dtype[Any]:
     if isinstance(dtype, ArrayDtype):
         dtype = dtype.value
     try:
+        if dtype is None:  # numpy takes it for float64
+            raise TypeError
         found = np.dtype(dtype)
     except TypeError:
         raise InvalidError(
@@ -128,7 +132,7 @@ class ArraySpec:
 
 def array_fields(
     name: str,
-    dtype: Any = ArrayDtype.uint8,
+    dtype: Any = None,
     dims: int = 3,
     *,
     islabel3D: bool = False,
@@ -148,19 +152,16 @@ def array_fields(
     InvalidError
     """
     label = islabel3D or kind == "label"
-    if isinstance(dims, bool) or not isinstance(dims, int) or not 1 <= dims <= grid.MAX_DIMS:
-        raise InvalidError(f"array {name!r}: dims is 1 to {grid.MAX_DIMS}; got {dims!r}")
+    dims = _count(name, "dims", dims, grid.MAX_DIMS)
+    if dtype is None:
+        dtype = ArrayDtype.uint64 if label else ArrayDtype.uint8
     element = check_dtype(dtype)
     if label and (dims != 3 or channels is not None):
         raise InvalidError(f"array {name!r}: label arrays are 3-D without channels")
     if label and element != np.uint64:
         raise InvalidError(f"array {name!r}: label arrays hold uint64; got {element.name}")
-    if channels is not None and (
-        isinstance(channels, bool)
-        or not isinstance(channels, int)
-        or not 1 <= channels <= MAX_CHANNELS
-    ):
-        raise InvalidError(f"array {name!r}: channels is 1 to {MAX_CHANNELS}; got {channels!r}")
+    if channels is not None:
+        channels = _count(name, "channels", channels, MAX_CHANNELS)
     shape = (
         grid.default_block_shape(dims)
         if block_shape is None
@@ -190,6 +191,16 @@ def array_fields(
     }
 
 
+def _count(name: str, what: str, value: Any, most: int) -> int:
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or not 1 <= number <= most:
+        raise InvalidError(f"array {name!r}: {what} is 1 to {most}; got {value!r}")
+    return number
+
+
 def _fill(name: str, fill: Any, dtype: np.dtype[Any], channels: int | None) -> bytes:
     values = np.asarray(fill)
     if values.shape not in ((), (channels,)):
@@ -204,13 +215,16 @@ def _fill(name: str, fill: Any, dtype: np.dtype[Any], channels: int | None) -> b
 def _per_axis(name: str, what: str, value: Any, dims: int, default: Any, make: Any) -> list[Any]:
     if value is None:
         return [default] * dims
-    items = [value] * dims if isinstance(value, (str, int, float)) else list(value)
+    items = [value] * dims if np.ndim(value) == 0 else list(value)
     if len(items) != dims:
         raise InvalidError(f"array {name!r}: {what} needs {dims} entries, ZYX; got {items}")
     try:
-        return [make(item) for item in items]
+        found = [make(item) for item in items]
     except (TypeError, ValueError):
         raise InvalidError(f"array {name!r}: {what} {items} is not of {make.__name__}") from None
+    if make is float and not all(math.isfinite(each) and each > 0 for each in found):
+        raise InvalidError(f"array {name!r}: {what} is positive and finite; got {items}")
+    return found
 
 
 def cast(values: np.ndarray, dtype: np.dtype[Any], what: str) -> np.ndarray:
@@ -231,6 +245,11 @@ def cast(values: np.ndarray, dtype: np.dtype[Any], what: str) -> np.ndarray:
         return values.astype(dtype)
     with np.errstate(invalid="ignore", over="ignore"):
         result = values.astype(dtype)
+        if values.dtype.kind == dtype.kind == "f":
+            if np.any(np.isinf(result) & np.isfinite(values)):
+                example = values[np.isinf(result) & np.isfinite(values)].flat[0]
+                raise InvalidError(f"{what}: {example} is too large for {dtype.name}")
+            return result
         # Back again, because a comparison of an integer with a float rounds the integer.
         kept = (result.astype(values.dtype) == values) & ((result < 0) == (values < 0))
         if values.dtype.kind == "f" and dtype.kind in "iu":
@@ -244,8 +263,6 @@ def cast(values: np.ndarray, dtype: np.dtype[Any], what: str) -> np.ndarray:
 
 def _always_fits(given: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
     """Tell whether every value of one dtype may be stored as the other."""
-    if given.kind == wanted.kind == "f":
-        return True
     # numpy calls 64-bit integers to float64 safe, though above 2**53 they are rounded.
     rounds = given.kind in "iu" and given.itemsize == 8 and wanted.kind == "f"
     return np.can_cast(given, wanted, "safe") and not rounds
@@ -264,3 +281,26 @@ def check_values(values: np.ndarray, dtype: np.dtype[Any], what: str) -> None:
     middle = values.shape[0] // 2
     check_values(values[:middle], dtype, what)
     check_values(values[middle:], dtype, what)
+
+
+def as_values(value: Any, dtype: np.dtype[Any], what: str) -> np.ndarray:
+    """Return what a user assigns as an array whose every value fits `dtype`.
+
+    Arrays keep their dtype, to be cast block by block; lists and scalars have none of their own
+    and are converted at once.
+
+    Raises
+    ------
+    InvalidError
+    """
+    try:
+        values = np.asarray(value)
+        if not hasattr(value, "dtype") and dtype.kind in "iu" and values.dtype.kind in "fO":
+            # numpy makes floats of integers that share no type of 64 bits.
+            exact = np.asarray(value, dtype=object)
+            if all(isinstance(each, (int, np.integer)) for each in exact.flat):
+                values = exact.astype(dtype)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise InvalidError(f"{what}: {error}") from None
+    check_values(values, dtype, what)
+    return values if isinstance(value, (np.ndarray, np.generic)) else cast(values, dtype, what)

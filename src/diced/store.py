@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import threading
+import weakref
 from typing import Any
 
 from diced import keys, pool
@@ -91,6 +92,7 @@ class DicedStore:
         if permissionfile is not None and "/" not in url:
             url = f"gs://{url}"
         self.readonly = readonly
+        self.closed = False
         self.threads = threads or pool.default_threads()
         self.durability = durability
         self.cache_bytes = cache_bytes
@@ -105,7 +107,6 @@ class DicedStore:
             self.engine.close()
             raise
         self._home = Home(self.engine, keys.STORE_HOME, cache_bytes)
-        self._lock = threading.Lock()
         self._histories: dict[str, History] = {}
         self.renew()
         # A damaged index must not keep a rebuild from opening the store; reads will raise.
@@ -123,9 +124,12 @@ class DicedStore:
     def _open(self, create: bool) -> str:
         """Return the store's UUID, after making or checking ``diced.json``."""
         if not self.engine.exists(keys.STORE_FILE):
+            first = next(iter(self.engine.list("")), None)
+            if first is not None and first.split("/")[0] in ("r", keys.STORE_HOME):
+                raise LocationError(f"{self.url} lost its {keys.STORE_FILE}; restore it")
             if not create:
                 raise LocationError(f"{self.url} holds no diced store")
-            if next(iter(self.engine.list("")), None) is not None:
+            if first is not None:
                 raise LocationError(f"{self.url} is neither a diced store nor empty")
             fields = {"format": FORMAT, "store": keys.new_uuid(), "required": [], "created": now()}
             data = json.dumps(fields, sort_keys=True, indent=1).encode()
@@ -201,12 +205,15 @@ class DicedStore:
         """
         if (name is None) == (uuid is None):
             raise InvalidError("open_repo takes either a name or a uuid")
+        wanted = uuid if name is None else name
+        if not isinstance(wanted, str) or not wanted:
+            raise InvalidError(f"a repo's name or UUID is non-empty text; got {wanted!r}")
         names = self._names()
         if name is not None and name in names:
             repo_id = names[name]
             node_id = self._history(repo_id).view().dag.root.id
         else:
-            repo_id, node_id = self._find(str(uuid or name), names)
+            repo_id, node_id = self._find(wanted, names)
         history = self._history(repo_id)
         repo = DicedRepo(
             self, repo_id, history, node_id, self.readonly if readonly is None else readonly
@@ -217,19 +224,21 @@ class DicedStore:
 
     def _find(self, spec: str, names: dict[str, str]) -> tuple[str, str]:
         """Find the repo and node of a UUID, prefix or tag."""
-        found = []
+        exact, found = [], []
         for repo_id in names.values():
             dag = self._history(repo_id).view().dag
             if dag.has_uuid(spec):
-                return repo_id, dag.resolve(spec).id
+                node = dag.resolve(spec)
+                exact.append((repo_id, node.id, node.uuid))
             found += [
                 (repo_id, node.id, node.uuid)
                 for node in dag.nodes.values()
-                if spec and node.uuid.startswith(spec)
+                if node.uuid.startswith(spec)
             ]
+        found = exact or found
         if len(found) > 1:
             raise AmbiguousError(
-                f"{spec!r} is ambiguous: it begins {len(found)} UUIDs, "
+                f"{spec!r} is ambiguous: it means {len(found)} versions, "
                 + ", ".join(sorted(each[2] for each in found)[:4])
             )
         if not found:
@@ -306,7 +315,8 @@ class DicedStore:
         removed = 0
         for key in list(self._meta.read()[1][DEAD]):
             prefix = keys.repo_home(key.decode())
-            for each in list(self.engine.list(prefix)):
+            # Last records first: what is left of a log stays a log.
+            for each in reversed(list(self.engine.list(prefix))):
                 self.engine.delete(each)
                 removed += 1
             self._meta.transact(
@@ -364,10 +374,15 @@ class DicedStore:
         return {each["name"]: key.decode() for key, each in self._repos().items()}
 
     def _repo_id(self, name: str) -> str:
+        """Find a repo by name or by the whole UUID of its root: never by less, since what is
+        asked may be its deletion."""
         names = self._names()
-        if name not in names:
-            return self._find(name, names)[0]
-        return names[name]
+        if name in names:
+            return names[name]
+        for key, each in self._repos().items():
+            if each["uuid"] == name:
+                return key.decode()
+        raise NotFoundError(f"no repo {name!r} in {self.url}" + near_matches(str(name), names))
 
     def _repo_fields(self, repo_id: str) -> dict[str, Any]:
         fields: dict[str, Any] | None = self._repos().get(repo_id.encode())
@@ -376,15 +391,19 @@ class DicedStore:
         return fields
 
     def _history(self, repo_id: str) -> History:
-        with self._lock:
-            found = self._histories.get(repo_id)
-            if found is None:
-                home = Home(self.engine, keys.repo_home(repo_id), self.cache_bytes)
-                found = self._histories[repo_id] = History(home, self.user)
-            return found
+        found = self._histories.get(repo_id)
+        if found is None:
+            home = Home(self.engine, keys.repo_home(repo_id), self.cache_bytes)
+            found = self._histories.setdefault(repo_id, History(home, self.user))
+        return found
 
-    def _reopen_repo(self, root: str, version: str, readonly: bool) -> DicedRepo:
-        return self.open_repo(uuid=root, version=version, readonly=readonly)
+    def _reopen_repo(self, repo_id: str, node_id: str, readonly: bool) -> DicedRepo:
+        """Open by internal ids, which is what a pickled repo holds."""
+        self._repo_fields(repo_id)
+        history = self._history(repo_id)
+        if node_id not in history.view().dag.nodes:
+            raise NotFoundError(f"the pickled version is not in {self.url}")
+        return DicedRepo(self, repo_id, history, node_id, readonly)
 
     def _check_writable(self) -> None:
         if self.readonly:
@@ -396,6 +415,7 @@ class DicedStore:
             history.home.close()
         self._home.close()
         self.engine.close()
+        self.closed = True
 
     def _shutdown_store(self) -> None:
         """Close, under the name of old."""
@@ -415,8 +435,16 @@ class DicedStore:
         return _reopen, (self.url, options)
 
 
+# Stores that pickles opened, so that a worker's thousand handles share one.
+_reopened: weakref.WeakValueDictionary[Any, DicedStore] = weakref.WeakValueDictionary()
+
+
 def _reopen(url: str, options: dict[str, Any]) -> DicedStore:
-    return DicedStore(url, create=False, **options)
+    key = (os.getpid(), url, *sorted(options.items()))
+    store = _reopened.get(key)
+    if store is None or store.closed:
+        store = _reopened[key] = DicedStore(url, create=False, **options)
+    return store
 
 
 def _login_name() -> str:

@@ -34,8 +34,9 @@ SNAPSHOT_GROWTH = 4
 META_SNAPSHOT_RECORDS = 128
 # Sections larger than this go to a COMMIT frame and the record only points there.
 INLINE_BODY = 48 * 1024
-# How many recent deltas are kept to tell which keys a newer record touched.
+# How many recent deltas, and keys in them, are kept to tell which keys a newer record touched.
 RECENT = 4096
+RECENT_ENTRIES = 65536
 
 
 class Base:
@@ -206,9 +207,11 @@ class Lane:
         self._snapshot_records = SNAPSHOT_RECORDS if journal else META_SNAPSHOT_RECORDS
         self.renew_locks()
         self._recent: dict[int, Delta] = {}
+        self._recent_size = 0
         self._txids: list[str] = []
         self._snapshot_number = 0
         self._snapshot_backoff = 0
+        self._rebase_due = 0
         self._folded = 0  # entries in the newest snapshot's trees
         self._state: State | None = None
         if final:
@@ -233,23 +236,31 @@ class Lane:
     def _catch_up(self) -> State:
         state = self._state
         if state is None:
-            state = self._open()
+            state = self._open(None)
         tail = self.log.tail(state.number)
         if tail - state.number > 4 * self._snapshot_records:
-            state = self._open()  # far behind: the newest snapshot is nearer
+            state = self._open(state)  # far behind: the newest snapshot is nearer
+        # Kept after every step, so that an error half-way leaves nothing counted twice.
+        self._state = state
         for number in range(state.number + 1, tail + 1):
             if state.locked:
                 raise CorruptError(f"{self.log.prefix}: a record follows the lock")
-            state = self._fold_in(state, number, self._whole(self.log.read(number)))
-        self._state = state
-        if len(state.overlay) > 2 * SNAPSHOT_GROWTH * SNAPSHOT_ENTRIES:
+            record = self._whole(self.log.read(number))
+            self._state = state = self._fold_in(state, number, record)
+        if state.number >= self._rebase_due and (
+            len(state.overlay) > 2 * SNAPSHOT_GROWTH * SNAPSHOT_ENTRIES
+            or state.number - self._snapshot_number > 2 * self._snapshot_records
+        ):
+            self._rebase_due = state.number + self._snapshot_records // 2
             self._state = state = self._rebase(state)
         return state
 
-    def _open(self) -> State:
+    def _open(self, known: State | None) -> State:
+        """Return the state of the newest snapshot, or `known` if that is newer."""
         snapshot = self.log.newest_snapshot()
+        if known is not None and (snapshot is None or snapshot.head["number"] <= known.number):
+            return known
         if snapshot is None:
-            self._snapshot_number, self._txids = 0, []
             return State(0, self.base.roots, _Overlay(), self.base.box, False)
         number = snapshot.head["number"]
         base = Base.parse(snapshot.head)
@@ -289,7 +300,9 @@ class Lane:
     def _fold_in(self, state: State, number: int, record: Record) -> State:
         state.overlay.add(number, record.delta)
         self._recent[number] = record.delta
-        self._recent.pop(number - RECENT, None)
+        self._recent_size += _size(record.delta)
+        while len(self._recent) > RECENT or self._recent_size > RECENT_ENTRIES:
+            self._recent_size -= _size(self._recent.pop(next(iter(self._recent))))
         self._txids.append(record.head["txid"])
         box = grid.union(state.box, parse_box(record.head.get("box")))
         return State(number, state.roots, state.overlay, box, record.type == log.LOCK)
@@ -441,17 +454,17 @@ class Lane:
         with self._fresh:
             state = self._state
             assert state is not None
-            if state.number == number - 1:
-                self._state = state = self._fold_in(state, number, record)
-            else:
-                state = self._catch_up()
-            if self._snapshot_due(state):
-                try:
+            try:
+                if state.number == number - 1:
+                    self._state = state = self._fold_in(state, number, record)
+                else:
+                    state = self._catch_up()
+                if self._snapshot_due(state):
                     self._snapshot(state)
-                except DicedException:
-                    # Derived data: the commit stands without it, the next writers try again, and
-                    # damage that kept it from being made is raised by whoever reads it.
-                    self._snapshot_backoff = state.number + self._snapshot_records // 8
+            except DicedException:
+                # The commit stands whatever happens here: a snapshot is derived data that the next
+                # writers try again, and other damage is raised by whoever reads it.
+                self._snapshot_backoff = number + self._snapshot_records // 8
 
     def _snapshot_due(self, state: State) -> bool:
         since = state.number - self._snapshot_number
@@ -495,27 +508,31 @@ class Lane:
     def lock(self, user: str) -> State:
         """End this lane at this node: append its LOCK record, which lists all txids in order."""
         txid = log.new_txid()
+        lost = 0
         with self._turn:
             while True:
-                state = self.refresh()
-                if state.locked:
-                    return state
-                with self._fresh:
-                    state = self._catch_up()
-                    head = {
-                        "txid": txid,
-                        "base": state.number,
-                        "user": user,
-                        "time": now(),
-                        "op": "lock",
-                        "previous": self._snapshot_number,
-                        "txids": list(self._txids),
-                    }
-                if state.locked:
-                    return state
-                record = Record(log.LOCK, head)
-                if self.log.put(state.number + 1, record.encode(), txid):
-                    return self.refresh()
+                with self._queue(lost):
+                    with self._fresh:
+                        state = self._catch_up()
+                        head = {
+                            "txid": txid,
+                            "base": state.number,
+                            "user": user,
+                            "time": now(),
+                            "op": "lock",
+                            "previous": self._snapshot_number,
+                            "txids": list(self._txids),
+                        }
+                    if state.locked:
+                        return state
+                    record = Record(log.LOCK, head)
+                    if self.log.put(state.number + 1, record.encode(), txid):
+                        return self.refresh()
+                lost += 1
+
+
+def _size(delta: Delta) -> int:
+    return sum(len(changes) for changes in delta.values())
 
 
 def now() -> str:

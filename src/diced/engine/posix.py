@@ -115,6 +115,11 @@ class Handle:
         self.kept = False
 
 
+def _close_all(kept: OrderedDict[str, Handle]) -> None:
+    for handle in kept.values():
+        os.close(handle.fd)
+
+
 class Handles:
     """Files open for reading, the least recently used closed first, and never while in use."""
 
@@ -123,6 +128,8 @@ class Handles:
         self._os = system
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, Handle] = OrderedDict()
+        closer = weakref.finalize(self, _close_all, self._kept)
+        closer.atexit = False
 
     def take(self, key: str, path: str, keep: bool) -> Handle:
         with self._lock:
