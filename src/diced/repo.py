@@ -274,6 +274,7 @@ class DicedRepo:
             raise CorruptError(f"{META}/{RESTRICTIONS} is not a JSON list of names") from None
 
     def _visible(self) -> dict[str, ArraySpec]:
+        self.store._repo_fields(self._id)  # deleted meanwhile?
         return self._history.visible(self._history.view(), self._node_id)
 
     def _array(self, spec: ArraySpec) -> Any:
