@@ -35,6 +35,7 @@ LEVELS: dict[str, float] = {
     "index": 3.1,
     "log": 3.1,
     "home": 3.5,
+    "state": 3.9,
     "versioned": 4.0,
     "blockio": 4.5,
     "meta": 4.5,

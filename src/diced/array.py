@@ -21,7 +21,7 @@ from diced.spec import ArraySpec, array_fields, as_values
 
 if TYPE_CHECKING:
     from diced.repo import DicedRepo
-    from diced.versioned import State
+    from diced.state import State
 
 Extents = tuple[slice, ...] | slice
 

@@ -21,7 +21,8 @@ from diced.home import Home
 from diced.log import Entry, Pointer
 from diced.segment import BLOCK, FLAG_LOSSY, Frame, frame_header
 from diced.spec import ArraySpec, cast
-from diced.versioned import Change, Lane, State
+from diced.state import Change, State
+from diced.versioned import Lane
 
 SPACE = 0
 CONSTANT = b"\x01"  # tag of an inline entry: a block of one value

@@ -74,6 +74,43 @@ class Node:
         }  # fmt: skip
 
 
+class VersionInfo:
+    """A version node as a user sees it.
+
+    Attributes
+    ----------
+    uuid : str
+    number : int
+        DVID's VersionID: order of birth.
+    parents : tuple of str
+        UUIDs.
+    branch : str
+        ``master`` or the branch's name.
+    note, user, created : str
+    log : list of str
+    locked : bool
+    """
+
+    __slots__ = (
+        "branch", "created", "locked", "log", "note", "number", "parents", "user", "uuid",
+    )  # fmt: skip
+
+    def __init__(self, node: Node, parents: tuple[str, ...]):
+        self.uuid = node.uuid
+        self.number = node.number
+        self.parents = parents
+        self.branch = node.branch or MASTER
+        self.note = node.note
+        self.log = list(node.log)
+        self.user = node.user
+        self.created = node.created
+        self.locked = node.status != OPEN
+
+    def __repr__(self) -> str:
+        state = "locked" if self.locked else "open"
+        return f"<VersionInfo {self.uuid} {self.branch} {state} {self.note!r}>"
+
+
 class Dag:
     """All nodes of a repo, with the ways to name one."""
 

@@ -14,7 +14,8 @@ from diced.errors import CorruptError, InvalidError, LockedError, NotFoundError,
 from diced.log import Entry
 from diced.segment import MAX_KEY, VALUE, frame_header
 from diced.spec import ArraySpec
-from diced.versioned import Change, Lane, State
+from diced.state import Change, State
+from diced.versioned import Lane
 
 if TYPE_CHECKING:
     from diced.repo import DicedRepo

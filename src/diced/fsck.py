@@ -18,9 +18,10 @@ from diced.lanecheck import REBUILD, RESTORE, LaneCheck, Problem, Progress, Repo
 from diced.log import Record
 from diced.segment import COMMIT
 from diced.spec import ArraySpec
+from diced.state import Base
 from diced.store import DEAD as DEAD_REPOS
 from diced.store import INFO, REPOS, DicedStore
-from diced.versioned import Base, Lane
+from diced.versioned import Lane
 from diced.walk import UNREADABLE, LaneKeys, frame_heads, lane_keys, repo_ids
 
 __all__ = ["Problem", "Report", "check"]

@@ -25,7 +25,8 @@ from diced.home import Home
 from diced.log import Record
 from diced.meta import Edits, Meta, Tables
 from diced.spec import ArraySpec
-from diced.versioned import Base, Lane, now
+from diced.state import Base
+from diced.versioned import Lane, now
 
 NODES, ARRAYS, TAGS, COUNTERS, DEAD = 0, 1, 2, 3, 4
 MAX_NAME = 1024

@@ -19,7 +19,8 @@ from diced.home import Home
 from diced.log import Delta, Pointer, Record
 from diced.segment import VALUE
 from diced.spec import ArraySpec
-from diced.versioned import Base, Lane
+from diced.state import Base
+from diced.versioned import Lane
 from diced.walk import UNREADABLE, Fold, LaneKeys, PageDamage, Pages
 
 SHOWN = 8  # blocks named in one message

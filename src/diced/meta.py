@@ -10,7 +10,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from diced.versioned import Change, Lane, State
+from diced.state import Change, State
+from diced.versioned import Lane
 
 Table = dict[bytes, Any]
 Tables = dict[int, Table]

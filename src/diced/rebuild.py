@@ -20,8 +20,9 @@ from diced.history import View
 from diced.home import Home
 from diced.lanecheck import RESTORE, Progress, Report
 from diced.log import Pointer, Record
+from diced.state import Base
 from diced.store import REPOS, DicedStore
-from diced.versioned import Base, Lane, now
+from diced.versioned import Lane, now
 from diced.walk import DAMAGE, Fold, LaneKeys, Pages, commit_record, commits, lane_keys, repo_ids
 
 # Entries held in memory before they go to pages and a snapshot, as a committer's would.

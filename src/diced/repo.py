@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from diced import registry
 from diced.array import DicedArray
 from diced.attrs import check_json
-from diced.dag import MASTER, OPEN, Node
+from diced.dag import OPEN, Node, VersionInfo
 from diced.errors import (
     CorruptError,
     InvalidError,
@@ -30,43 +30,6 @@ FILES = ".files"
 META = ".meta"
 RESTRICTIONS = "restrictions"
 OPEN_NODE = "(open node)"
-
-
-class VersionInfo:
-    """A version node as a user sees it.
-
-    Attributes
-    ----------
-    uuid : str
-    number : int
-        DVID's VersionID: order of birth.
-    parents : tuple of str
-        UUIDs.
-    branch : str
-        ``master`` or the branch's name.
-    note, user, created : str
-    log : list of str
-    locked : bool
-    """
-
-    __slots__ = (
-        "branch", "created", "locked", "log", "note", "number", "parents", "user", "uuid",
-    )  # fmt: skip
-
-    def __init__(self, node: Node, parents: tuple[str, ...]):
-        self.uuid = node.uuid
-        self.number = node.number
-        self.parents = parents
-        self.branch = node.branch or MASTER
-        self.note = node.note
-        self.log = list(node.log)
-        self.user = node.user
-        self.created = node.created
-        self.locked = node.status != OPEN
-
-    def __repr__(self) -> str:
-        state = "locked" if self.locked else "open"
-        return f"<VersionInfo {self.uuid} {self.branch} {state} {self.note!r}>"
 
 
 class DicedRepo:

@@ -28,7 +28,8 @@ from diced.history import History, check_name
 from diced.home import Home
 from diced.meta import Edits, Meta, Tables
 from diced.repo import FILES, META, DicedRepo
-from diced.versioned import Base, Lane, now
+from diced.state import Base
+from diced.versioned import Lane, now
 
 FORMAT = 1
 FEATURES: frozenset[str] = frozenset()  # required features that this diced knows

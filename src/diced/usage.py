@@ -14,8 +14,9 @@ from diced.history import History, View
 from diced.log import Entry, Pointer
 from diced.segment import COMMIT
 from diced.spec import ArraySpec
+from diced.state import Base
 from diced.store import DicedStore
-from diced.versioned import Base, Lane
+from diced.versioned import Lane
 from diced.walk import frame_heads, lane_keys
 
 PENDING = 1 << 16  # ranges gathered before they are joined: about 10 MB

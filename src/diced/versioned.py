@@ -19,10 +19,9 @@ from typing import Any
 from diced import grid, index, keys, log
 from diced.errors import CorruptError, DicedException, LockedError, ReadOnlyError
 from diced.home import Home
-from diced.log import CommitLog, Delta, Entry, Pointer, Reads, Record
+from diced.log import CommitLog, Delta, Entry, Record
 from diced.segment import COMMIT, frame_header
-
-Roots = dict[int, Pointer]
+from diced.state import Base, Change, Overlay, State, delta_size, merge, parse_box
 
 # Records and delta entries after which a committer writes a snapshot. Metadata lanes fold sooner:
 # their records are small and every opening reads the tail. Large lanes fold later, up to four
@@ -37,133 +36,6 @@ INLINE_BODY = 48 * 1024
 # How many recent deltas, and keys in them, are kept to tell which keys a newer record touched.
 RECENT = 4096
 RECENT_ENTRIES = 65536
-
-
-class Base:
-    """What a lane's log is folded over: the parent's roots, and the box written so far."""
-
-    __slots__ = ("box", "roots")
-
-    def __init__(self, roots: Roots | None = None, box: grid.Box | None = None):
-        self.roots = roots or {}
-        self.box = box
-
-    @classmethod
-    def parse(cls, fields: dict[str, Any]) -> Base:
-        """Read the form stored in snapshots and lock objects."""
-        roots = {int(space): tuple(root) for space, root in fields["roots"].items()}
-        return cls(roots, parse_box(fields["box"]))
-
-    def fields(self) -> dict[str, Any]:
-        """Return the stored form."""
-        return {"roots": {str(s): list(r) for s, r in self.roots.items()}, "box": self.box}
-
-
-def parse_box(box: Any) -> grid.Box | None:
-    """Return a box from its JSON form."""
-    return (tuple(box[0]), tuple(box[1])) if box else None
-
-
-class _Overlay:
-    """Deltas newer than the roots. Append-only: a value carries its record number, so a reader
-    with an older N passes over newer ones and never sees half a record."""
-
-    __slots__ = ("chains", "ordered")
-
-    def __init__(self) -> None:
-        self.chains: dict[int, dict[bytes, Any]] = {}
-        self.ordered: dict[int, list[bytes]] = {}
-
-    def add(self, number: int, delta: Delta) -> None:
-        for space, changes in delta.items():
-            chain = self.chains.setdefault(space, {})
-            for key, entry in changes.items():
-                chain[key] = (number, entry, chain.get(key))
-
-    def get(self, space: int, key: bytes, number: int) -> tuple[bool, Entry | None]:
-        """Return (found, entry) as of record `number`."""
-        link = self.chains.get(space, {}).get(key)
-        while link is not None and link[0] > number:
-            link = link[2]
-        return (False, None) if link is None else (True, link[1])
-
-    def names(self, space: int) -> list[bytes]:
-        """Return the space's keys in order; sorted again only after new keys came."""
-        chain = self.chains.get(space, {})
-        ordered = self.ordered.get(space, [])
-        if len(ordered) != len(chain):
-            ordered = sorted(list(chain))
-            self.ordered[space] = ordered
-        return ordered
-
-    def items(self, space: int, number: int) -> list[tuple[bytes, Entry | None]]:
-        """Return the space's changes as of `number`, in key order."""
-        found = []
-        for key in self.names(space):
-            present, entry = self.get(space, key, number)
-            if present:
-                found.append((key, entry))
-        return found
-
-    def __len__(self) -> int:
-        return sum(len(chain) for chain in self.chains.values())
-
-
-class State:
-    """A lane as of one record number. Immutable; every read of one call uses one State.
-
-    Attributes
-    ----------
-    number : int
-        The last record folded in; 0 when nothing was written at this node.
-    box : grid.Box or None
-        Union of the boxes that records wrote here and at ancestors.
-    locked : bool
-    """
-
-    __slots__ = ("box", "locked", "number", "overlay", "roots")
-
-    def __init__(
-        self,
-        number: int,
-        roots: Roots,
-        overlay: _Overlay,
-        box: grid.Box | None,
-        locked: bool,
-    ):
-        self.number = number
-        self.roots = roots
-        self.overlay = overlay
-        self.box = box
-        self.locked = locked
-
-
-class Change:
-    """What one commit does.
-
-    Attributes
-    ----------
-    delta : Delta
-    reads : Reads or None
-        Keys this change was merged against. None: it depends on the whole lane.
-    box : grid.Box or None
-    segments : set of int
-        Segments that hold its frames.
-    """
-
-    __slots__ = ("box", "delta", "reads", "segments")
-
-    def __init__(
-        self,
-        delta: Delta,
-        reads: Reads | None = None,
-        box: grid.Box | None = None,
-        segments: set[int] | None = None,
-    ):
-        self.delta = delta
-        self.reads = reads
-        self.box = box
-        self.segments = segments or set()
 
 
 # Called with the current state and, after a lost race, the keys of `reads` that changed (None:
@@ -215,7 +87,7 @@ class Lane:
         self._folded = 0  # entries in the newest snapshot's trees
         self._state: State | None = None
         if final:
-            self._state = State(0, base.roots, _Overlay(), base.box, True)
+            self._state = State(0, base.roots, Overlay(), base.box, True)
         _LANES.add(self)
 
     def renew_locks(self) -> None:
@@ -261,12 +133,12 @@ class Lane:
         if known is not None and (snapshot is None or snapshot.head["number"] <= known.number):
             return known
         if snapshot is None:
-            return State(0, self.base.roots, _Overlay(), self.base.box, False)
+            return State(0, self.base.roots, Overlay(), self.base.box, False)
         number = snapshot.head["number"]
         base = Base.parse(snapshot.head)
         self._snapshot_number, self._txids = number, []
         self._folded = snapshot.head.get("entries", 0)
-        return State(number, base.roots, _Overlay(), base.box, False)
+        return State(number, base.roots, Overlay(), base.box, False)
 
     def _rebase(self, state: State) -> State:
         """Move onto the newest snapshot, so that the overlay of a long-lived reader stays small."""
@@ -276,7 +148,7 @@ class Lane:
         number = snapshot.head["number"]
         if any(each not in self._recent for each in range(number + 1, state.number + 1)):
             return state
-        overlay = _Overlay()
+        overlay = Overlay()
         for each in range(number + 1, state.number + 1):
             overlay.add(each, self._recent[each])
         self._txids = self._txids[number - self._snapshot_number :]
@@ -300,9 +172,9 @@ class Lane:
     def _fold_in(self, state: State, number: int, record: Record) -> State:
         state.overlay.add(number, record.delta)
         self._recent[number] = record.delta
-        self._recent_size += _size(record.delta)
+        self._recent_size += delta_size(record.delta)
         while len(self._recent) > RECENT or self._recent_size > RECENT_ENTRIES:
-            self._recent_size -= _size(self._recent.pop(next(iter(self._recent))))
+            self._recent_size -= delta_size(self._recent.pop(next(iter(self._recent))))
         self._txids.append(record.head["txid"])
         box = grid.union(state.box, parse_box(record.head.get("box")))
         return State(number, state.roots, state.overlay, box, record.type == log.LOCK)
@@ -341,7 +213,7 @@ class Lane:
             for present, entry in [state.overlay.get(space, names[i], state.number)]
             if present
         )
-        yield from _merge(base, recent)
+        yield from merge(base, recent)
 
     def changes_since(self, state: State, number: int) -> list[Delta] | None:
         """Return the deltas of records `number` + 1 to the state's, or None if too long ago."""
@@ -491,7 +363,7 @@ class Lane:
         self.log.put_snapshot(state.number, Record(log.SNAPSHOT, head))
         self._snapshot_number, self._txids = state.number, []
         self._folded = head["entries"]
-        self._state = State(state.number, base.roots, _Overlay(), state.box, state.locked)
+        self._state = State(state.number, base.roots, Overlay(), state.box, state.locked)
 
     def fold(self, state: State) -> Base:
         """Write the pages of a state's trees and return their roots."""
@@ -531,34 +403,11 @@ class Lane:
                 lost += 1
 
 
-def _size(delta: Delta) -> int:
-    return sum(len(changes) for changes in delta.values())
-
-
 def now() -> str:
     """Return the time as RFC 3339 in UTC. For people only: nothing is ordered by it."""
     seconds = time.time()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
     return f"{stamp}.{int(seconds % 1 * 1e6):06d}Z"
-
-
-def _merge(
-    base: Iterator[tuple[bytes, Entry]], recent: Iterator[tuple[bytes, Entry | None]]
-) -> Iterator[tuple[bytes, Entry]]:
-    """Merge two key-ordered streams; `recent` wins and its None hides."""
-    old = next(base, None)
-    new = next(recent, None)
-    while old is not None or new is not None:
-        if new is None or (old is not None and old[0] < new[0]):
-            assert old is not None
-            yield old
-            old = next(base, None)
-            continue
-        if old is not None and old[0] == new[0]:
-            old = next(base, None)
-        if new[1] is not None:
-            yield new[0], new[1]
-        new = next(recent, None)
 
 
 _LANES: weakref.WeakSet[Lane] = weakref.WeakSet()

@@ -19,7 +19,7 @@ from diced.home import Home
 from diced.log import Delta, Entry, Pointer, Record
 from diced.meta import Tables
 from diced.segment import CHECK, COMMIT, HEADER, MAGIC, MAX_KEY, Frame
-from diced.versioned import Base, parse_box
+from diced.state import Base, parse_box
 
 # What taking damaged bytes apart can raise: our own errors, and whatever a header that is sound
 # JSON but not what diced writes does to the code that reads it.
