@@ -281,7 +281,7 @@ def test_sparse_extents_are_huge(repo: DicedRepo) -> None:
     assert array.get_extents() == (slice(LOW, HIGH + 1),) * 3
     assert array.shape == (2**32,) * 3 and array.size == 2**96
     assert len(list(array.blocks())) == 2
-    assert array[LOW:LOW + 2, LOW, LOW].tolist() == [1, 0]
+    assert array[LOW : LOW + 2, LOW, LOW].tolist() == [1, 0]
     assert array[-5:5, 0, 0].sum() == 0
     assert len(array) == 2**32
 
@@ -293,9 +293,7 @@ def samples(dtype: np.dtype[Any]) -> np.ndarray:
         limits = np.iinfo(dtype)
         return np.array([limits.min, limits.max, 0, 1], dtype)
     limits_f = np.finfo(dtype)
-    return np.array(
-        [np.nan, -0.0, 0.0, np.inf, -np.inf, limits_f.max, limits_f.tiny, 1.5], dtype
-    )
+    return np.array([np.nan, -0.0, 0.0, np.inf, -np.inf, limits_f.max, limits_f.tiny, 1.5], dtype)
 
 
 @pytest.mark.parametrize("name", DTYPES)
@@ -373,7 +371,7 @@ def test_values_that_do_not_fit(repo: DicedRepo, to: str, value: Any, whole: boo
     array = repo.create_array("gray", to, dims=1, block_shape=(3,))
     array[0:9] = 1
     with pytest.raises(InvalidError, match="'gray'"):
-        array[3:6 if whole else 5] = value
+        array[3 : 6 if whole else 5] = value
     assert (array[0:9] == 1).all()
 
 

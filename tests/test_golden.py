@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from golden.make import contents
+from golden.make import RAMP, contents
 
 from diced import DicedStore, fsck
 
@@ -34,7 +34,8 @@ def test_every_array_reads_as_written(store):
         assert array.attrs["made"] == "golden"
         outside = tuple(slice(o - 2, o) for o in offset)
         assert (array[outside] == 1).all(), name
-    assert repo["beside"][0:4].tolist() == [5, 5, 5, 0]
+    assert repo["beside"][0:8].tolist() == [1, 5, 5, 0, 2, 0, 0, 0]
+    assert np.abs(repo["photo"][0:16, 0:16].astype(int) - RAMP).max() < 8
 
 
 def test_history_files_and_names_are_as_written(store):
@@ -47,7 +48,8 @@ def test_history_files_and_names_are_as_written(store):
     assert repo.files["nested/größer.bin"] == b"0123456789" * 100
     assert len(repo.versions()) == expected["versions"]
     repo.change_version("master")
-    assert repo.list_files() == ["nested/größer.bin"]
+    assert repo.list_files() == [*(f"many/{n:04d}" for n in range(300)), "nested/größer.bin"]
+    assert repo.files["many/0123"] == b"123"
     assert (repo["volume"][0:4, 0:4, 100:104] == 7).all()
     assert repo.branches()["side"] == "f" * 32
     assert repo.reserve_ids(1) == 11

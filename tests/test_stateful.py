@@ -98,9 +98,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.arrays: dict[tuple[str, str], diced.DicedArray] = {}
         self.info: dict[str, Any] = {}
 
-    @initialize(
-        data=st.data(), engine=st.sampled_from(["local", "memory"]), small=st.booleans()
-    )
+    @initialize(data=st.data(), engine=st.sampled_from(["local", "memory"]), small=st.booleans())
     def begin(self, data: st.DataObject, engine: str, small: bool) -> None:
         if small:
             for module, name, value in SMALL:
@@ -666,9 +664,9 @@ class StoreMachine(RuleBasedStateMachine):
     def arrays_agree(self) -> None:
         for name, model in self.models.items():
             repo, at = self.repos[name], self.at[name]
-            assert [
-                (each, kind.value) for each, kind in repo.list_instances()
-            ] == [(each, model.kinds[each].dtype.type) for each in model.visible(at)]
+            assert [(each, kind.value) for each, kind in repo.list_instances()] == [
+                (each, model.kinds[each].dtype.type) for each in model.visible(at)
+            ]
             for each in model.visible(at):
                 content, array = model.content(at, each), repo[each]
                 self.extents_agree(array, content)

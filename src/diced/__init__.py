@@ -11,6 +11,7 @@
 
 from diced.array import DicedArray
 from diced.codec import backend as codec_backend
+from diced.dag import VersionInfo
 from diced.errors import (
     AccessError,
     AlreadyExistsError,
@@ -30,7 +31,7 @@ from diced.errors import (
     UnsupportedError,
 )
 from diced.files import KeyValueArray
-from diced.repo import DicedRepo, VersionInfo
+from diced.repo import DicedRepo
 from diced.spec import ArrayDtype
 from diced.store import DicedStore
 

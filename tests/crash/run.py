@@ -120,7 +120,9 @@ class Chunk:
         watcher = self.context.Process(
             target=writers.watch,
             args=(
-                self.location, *(str(self.root / n) for n in ("slots", "stop", "log")), self.reads
+                self.location,
+                *(str(self.root / n) for n in ("slots", "stop", "log")),
+                self.reads,
             ),
         )
         watcher.start()

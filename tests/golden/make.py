@@ -1,4 +1,4 @@
-"""Makes a golden store: one of everything in docs/format.md, with what it must read back.
+"""Makes a golden store: nearly everything in docs/format.md, with what it must read back.
 
     python tests/golden/make.py tests/golden/format-1
 
@@ -10,10 +10,13 @@ import sys
 
 import numpy as np
 
-from diced import DicedStore
+from diced import DicedStore, index, versioned
 
 DTYPES = ["bool", "int8", "uint16", "int32", "uint64", "float16", "float64"]
 CODECS = ["raw", "lz4", "zstd:3", "gzip:6"]
+
+
+RAMP = np.add.outer(np.arange(16), np.arange(16)).astype(np.uint8) * 4
 
 
 def pattern(shape, dtype, seed):
@@ -56,6 +59,10 @@ def contents():
 
 
 def main(path):
+    # Small limits, so that snapshots, bodies in COMMIT frames and pages of two levels occur.
+    versioned.SNAPSHOT_RECORDS = 3
+    versioned.INLINE_BODY = 500
+    index.PAGE_COST = 1 << 10
     store = DicedStore(path, user="golden")
     store.info["organisation"] = "gold"
     repo = store.create_repo("golden répo", "one of everything")
@@ -63,6 +70,10 @@ def main(path):
         array = repo.create_array(name, **options, attrs={"made": "golden"}, fill=1)
         array[tuple(slice(o, o + n) for o, n in zip(offset, data.shape, strict=False))] = data
     repo.create_array("beside", "uint8", 1, versioned=False, block_shape=(4,))[0:3] = 5
+    repo.create_array("photo", "uint8", 2, codec="jpeg:90", block_shape=(16, 16))[0:16, 0:16] = RAMP
+    for number in range(8):
+        repo["beside"][4 * number] = number + 1
+    repo.files.put_many({f"many/{number:04d}": b"%d" % number for number in range(300)})
     repo.files["small"] = b"inline"
     repo.files["nested/größer.bin"] = b"0123456789" * 100
     repo.reserve_ids(10)
