@@ -1,53 +1,7 @@
 """Index pages: sorted keys with their entries, packed by column, compressed and checksummed.
 
-Owns the bytes of a page and of a pack of them; knows no tree and no medium. Integers are
-little-endian.
-
-======  ====  =====================================================================
-offset  size  header
-======  ====  =====================================================================
-0       4     magic ``dIPg``
-4       1     format version, 1
-5       1     level: 0 for a leaf, else one more than that of the pages it points to
-6       2     flags: 1 = the payload is one zstd frame, 2 = keys are of one length
-8       4     n, number of keys
-12      4     length of the raw payload, at most 16 MiB
-16      4     length of the stored payload, which ends the page
-20      4     crc32c of the stored payload
-24      4     crc32c of bytes 0 to 23
-28            stored payload
-======  ====  =====================================================================
-
-The raw payload of an empty page is empty. Otherwise it has the parts below, in this order. A
-*column* of m unsigned integers is one byte w (0 to 8), then m lowest bytes, m next bytes and so on
-up to w planes; w = 0 means m zeros.
-
-================  ==========================================================================
-part              content
-================  ==========================================================================
-sizes             uint16 p, length of the prefix common to all keys; uint16 s, length of the
-                  rest (0 if lengths differ); uint32 g, number of groups (if lengths differ:
-                  of suffix bytes); uint32 number of objects; uint32 number of runs
-prefix            p bytes
-keys of one       The last min(s, 8) bytes of a key are its *low* number, big-endian; keys
-length            that agree in the s - 8 bytes before (*head*) are a group. Heads of the
-                  groups by byte plane, first byte first; column of their sizes - 1; column
-                  of their first lows; column of differences to the low before, - 1, of all
-                  other keys. A dense range in Morton order is all zeros.
-keys of several   column of the bytes shared with the key before, after the prefix; column of
-lengths           the numbers of other bytes; those bytes
-kinds             one byte per key: 0 pointer, 1 inline value, 2 tombstone
-counts            only above level 0: column of the keys in leaves under each child
-pointers          Sorted by (object, offset), they are cut into *runs* wherever the object
-                  changes or key order is left. Column of object ids; column of runs per
-                  object, - 1; column of each pointer's run, in key order (a stable sort by it
-                  restores the physical order; all zeros when the orders agree); column of
-                  lengths in physical order; column of each run's gap from the end of the
-                  pointer before it (from 0 in a new object), modulo 2**64; bit per other
-                  pointer, lowest first: has a gap from the end of the one before it; column
-                  of those gaps, modulo 2**64
-inline values     column of lengths; the values up to the end
-================  ==========================================================================
+Owns the bytes of a page, which the byte table in ``docs/format.md`` describes; knows no tree and no
+medium.
 """
 
 from __future__ import annotations
