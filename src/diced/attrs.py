@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
+from diced import jsontext
 from diced.errors import InvalidError, NotFoundError, near_matches
 
 
@@ -34,7 +34,7 @@ class Attributes(MutableMapping[str, Any]):
 
     def _read(self) -> dict[str, Any]:
         # A copy: what a caller changes in a value is not stored until it is assigned.
-        values: dict[str, Any] = json.loads(json.dumps(self._stored()))
+        values: dict[str, Any] = jsontext.loads(jsontext.dumps(self._stored()))
         return values
 
     def __getitem__(self, key: str) -> Any:
@@ -48,7 +48,7 @@ class Attributes(MutableMapping[str, Any]):
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Set several values in one commit."""
-        new = json.loads(check_json(self._what, dict(*args, **kwargs)))
+        new = jsontext.loads(check_json(self._what, dict(*args, **kwargs)))
         self._edit(lambda values: {**values, **new})
 
     def __delitem__(self, key: str) -> None:
@@ -65,14 +65,12 @@ class Attributes(MutableMapping[str, Any]):
         return f"Attributes({self._read()!r})"
 
 
-def check_json(what: str, values: dict[str, Any]) -> str:
-    """Return `values` as JSON text, or raise InvalidError unless they are that with text keys."""
+def check_json(what: str, values: dict[str, Any]) -> bytes:
+    """Return `values` as JSON, or raise InvalidError unless they are that with text keys."""
     for key in values:
         if not isinstance(key, str):
             raise InvalidError(f"{what}: a name is text; got {key!r}")
     try:
-        text = json.dumps(values, allow_nan=False, ensure_ascii=False)
-        text.encode()
-        return text
+        return jsontext.dumps(values)
     except (TypeError, ValueError) as error:
         raise InvalidError(f"{what}: {error}; values must be JSON") from None

@@ -7,13 +7,12 @@ tables are in ``docs/format.md``.
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from diced import keys
+from diced import jsontext, keys
 from diced._crc32c import crc32c
 from diced.engine.base import Engine
 from diced.errors import CorruptError, NotFoundError, UnsupportedError
@@ -79,7 +78,7 @@ class Record:
             for space, names in sorted(self.reads.items())
             for page in _encode_entries((key, None) for key in names)
         ]
-        head = json.dumps(self.head, separators=(",", ":"), sort_keys=True).encode()
+        head = jsontext.dumps(self.head)
         parts = [RECORD.pack(MAGIC, VERSION, self.type, len(sections), len(head)), head]
         for kind, space, data in sections:
             parts += [SECTION.pack(kind, space, 0, len(data)), data]
@@ -108,7 +107,7 @@ class Record:
         if offset > len(body):
             raise CorruptError(f"{name}: header of {head_length} bytes does not fit")
         try:
-            head = json.loads(body[RECORD.size : offset])
+            head = jsontext.loads(body[RECORD.size : offset])
         except ValueError as error:
             raise CorruptError(f"{name}: header is not JSON: {error}") from None
         delta: Delta = {}

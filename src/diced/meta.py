@@ -6,10 +6,10 @@ record costs only its own changes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
+from diced import jsontext
 from diced.state import Change, State
 from diced.versioned import Lane
 
@@ -47,7 +47,7 @@ class Meta:
         if known is None or deltas is None:
             tables = {
                 space: {
-                    key: json.loads(entry)  # type: ignore[arg-type]
+                    key: jsontext.loads(entry)  # type: ignore[arg-type]
                     for key, entry in self.lane.scan(state, space)
                 }
                 for space in self._spaces
@@ -60,7 +60,7 @@ class Meta:
                         if entry is None:
                             tables[space].pop(key, None)
                         else:
-                            tables[space][key] = json.loads(entry)  # type: ignore[arg-type]
+                            tables[space][key] = jsontext.loads(entry)  # type: ignore[arg-type]
         found = (state.number, tables)
         if self._known is None or self._known[0] < state.number:
             self._known = found
@@ -80,11 +80,7 @@ class Meta:
                 return None
             delta: dict[int, dict[bytes, Any]] = {}
             for space, key, value in edits:
-                delta.setdefault(space, {})[key] = (
-                    None
-                    if value is None
-                    else json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
-                )
+                delta.setdefault(space, {})[key] = None if value is None else jsontext.dumps(value)
             return Change(delta)
 
         return self.lane.commit(prepare, op=op, user=user)

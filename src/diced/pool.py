@@ -14,10 +14,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sized
-from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from diced.errors import EngineError, InvalidError
+
+if TYPE_CHECKING:
+    from queue import SimpleQueue
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -161,8 +163,7 @@ class _Job(Generic[T, R]):
                 self._running += 1
             self._run(*work, helping=True)
             del work
-            if not _pool.queue.empty():
-                _pool.queue.put(self)  # go to the end of the line
+            if _pool.requeue(self):
                 return
 
     def cancel(self) -> None:
@@ -241,14 +242,18 @@ class _Pool:
     """The process's helper threads, started as they are needed, and the line of jobs."""
 
     def __init__(self) -> None:
-        self.queue: SimpleQueue[_Job[Any, Any]] = SimpleQueue()
+        self.queue: SimpleQueue[_Job[Any, Any]] | None = None
         self._lock = threading.Lock()
         self._threads = 0
 
     def call(self, job: _Job[Any, Any], count: int, threads: int) -> None:
         """Put a job in the line `count` times; have at least `threads` helpers, LIMIT allowing."""
         if self._threads < min(threads, LIMIT):
+            from queue import SimpleQueue  # 1 ms, and not needed by small reads
+
             with self._lock:
+                if self.queue is None:
+                    self.queue = SimpleQueue()
                 while self._threads < min(threads, LIMIT):
                     name = f"diced-io-{self._threads}"
                     helper = threading.Thread(
@@ -259,8 +264,16 @@ class _Pool:
                     except RuntimeError:
                         break  # no more threads here, or the interpreter is ending: fewer helpers
                     self._threads += 1
-        for _ in range(count):
-            self.queue.put(job)
+        if self.queue is not None:
+            for _ in range(count):
+                self.queue.put(job)
+
+    def requeue(self, job: _Job[Any, Any]) -> bool:
+        """Put a job at the end of the line if others wait."""
+        if self.queue is None or self.queue.empty():
+            return False
+        self.queue.put(job)
+        return True
 
 
 def _serve(queue: SimpleQueue[_Job[Any, Any]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from diced import registry
+from diced import jsontext, registry
 from diced.array import DicedArray
 from diced.attrs import check_json
 from diced.dag import OPEN, Node, VersionInfo
@@ -226,13 +226,11 @@ class DicedRepo:
         ]
 
     def _hidden(self, visible: dict[str, ArraySpec]) -> set[str]:
-        import json
-
         if META not in visible:
             return set()
         text = self._array(visible[META]).get(RESTRICTIONS)
         try:
-            return set(json.loads(text)) if text else set()
+            return set(jsontext.loads(text)) if text else set()
         except (ValueError, TypeError):
             raise CorruptError(f"{META}/{RESTRICTIONS} is not a JSON list of names") from None
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import threading
 import weakref
 from typing import Any
 
-from diced import keys, pool
+from diced import jsontext, keys, pool
 from diced.attrs import Attributes
 from diced.engine import open_engine
 from diced.errors import (
@@ -133,11 +132,11 @@ class DicedStore:
             if first is not None:
                 raise LocationError(f"{self.url} is neither a diced store nor empty")
             fields = {"format": FORMAT, "store": keys.new_uuid(), "required": [], "created": now()}
-            data = json.dumps(fields, sort_keys=True, indent=1).encode()
+            data = jsontext.dumps(fields)
             # False: another process made the store in this moment; then its file counts.
             self.engine.put_if_absent(keys.STORE_FILE, data, os.urandom(16))
         try:
-            fields = json.loads(self.engine.get(keys.STORE_FILE))
+            fields = jsontext.loads(self.engine.get(keys.STORE_FILE))
             found, uuid, required = fields["format"], fields["store"], set(fields["required"])
         except (ValueError, KeyError, TypeError):
             raise CorruptError(f"{self.url}: {keys.STORE_FILE} is not what diced writes") from None
