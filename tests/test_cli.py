@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diced import DicedStore, errors
+from diced import DicedStore, errors, registry
 from diced.cli.main import EXIT_CODES, main, parser
+from diced.home import Home
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
 
@@ -101,6 +102,10 @@ def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
         ["ingest", "s", "r", "a", "f", "--offset-xyz", "1,2,3", "--offset-zyx", "1,2,3"],
         ["export", "s", "r", "a", "o", "--box", "0:1:2"],
         ["bench", "s", "--size", "0"],
+        ["lock", "s", "r", "-m", ""],
+        ["cp", "s", "r"],
+        ["create", "s", "r", "a", "--kind", "nothing"],
+        ["fsck", "s", "--adopt"],
     ):
         assert main(argv) == 2, argv
         assert "usage: diced" in capsys.readouterr().err
@@ -185,6 +190,61 @@ def test_a_store_from_the_environment(
     assert [each["name"] for each in ok(capsys, "repos", "-")] == ["r"]
 
 
+def test_the_kinds_are_those_registered(
+    capsys: pytest.CaptureFixture[str], store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["create", store, "r", "a", "--kind", "mask"]) == 2
+    assert "image, keyvalue, label" in capsys.readouterr().err
+    monkeypatch.setitem(registry._targets["kind"], "mask", "diced.array:DicedArray")
+    assert ok(capsys, "create", store, "r", "a", "--kind", "mask")["kind"] == "mask"
+
+
+def test_one_block_size_for_all_axes(
+    capsys: pytest.CaptureFixture[str], store: str, tmp_path: Path
+) -> None:
+    for dims in (1, 2, 3):
+        made = ok(
+            capsys, "create", store, "r", f"a{dims}", "--dims", str(dims), "--block-shape", "32"
+        )
+        assert made["block_shape"] == [32] * dims
+    assert main(["info", store, "r", "a3"]) == 0
+    assert re.search(r"^units +none$", capsys.readouterr().out, re.MULTILINE)
+    np.save(tmp_path / "x.npy", np.zeros((3, 4), np.uint8))
+    for _ in range(2):  # created, then compared
+        argv = ["ingest", store, "r", "x", str(tmp_path / "x.npy"), "--block-shape", "8", "--force"]
+        assert main(argv) == 0
+        assert "in 1 slab\n" in capsys.readouterr().out
+    assert ok(capsys, "info", store, "r", "x")["block_shape"] == [8, 8]
+
+
+def test_a_store_that_no_command_could_open_again_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "gone when this command ends" in fails(capsys, 7, "init", "memory://")
+
+
+def test_a_lost_store_file_is_named(capsys: pytest.CaptureFixture[str], store: str) -> None:
+    (Path(store) / "diced.json").unlink()
+    for argv in (["repos", store], ["init", store], ["fsck", store]):
+        line = fails(capsys, 7, *argv)
+        assert "diced.json" in line and "restore it" in line
+
+
+def test_commands_that_write_take_durability(
+    capsys: pytest.CaptureFixture[str], store: str
+) -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    (told,) = re.findall(r"^Commands that write to a store \(([^)]*); not `demo`\)", text, re.M)
+    takes = {
+        " ".join(words)
+        for words, leaf in leaves(parser()).items()
+        if "--durability" in leaf._option_string_actions
+    }
+    assert set(re.findall(r"`([a-z ]+)`", told)) == takes
+    for argv in (["create", store, "q"], ["delete", store, "q", "-y"], ["sweep", store]):
+        ok(capsys, *argv, "--durability", "process")
+
+
 # -- versions ------------------------------------------------------------------------------
 
 
@@ -202,8 +262,10 @@ def test_lock_branch_tag_log(capsys: pytest.CaptureFixture[str], store: str) -> 
     fails(capsys, 4, "branch", store, "r", "side")
     following = ok(capsys, "branch", store, "r", "--next")
     assert (side["branch"], following["branch"]) == ("side", "master")
+    another = ok(capsys, "branch", store, "r", "--next", "-v", root)
+    assert another["branch"] == another["uuid"][:12]
     assert ok(capsys, "branch", store, "r") == {
-        "master": following["uuid"], "side": side["uuid"],
+        "master": following["uuid"], "side": side["uuid"], another["branch"]: another["uuid"],
     }  # fmt: skip
     # The default is the newest version of master; a UUID in the place of REPO is itself.
     assert ok(capsys, "info", store, "r")["version"] == following["uuid"]
@@ -212,7 +274,7 @@ def test_lock_branch_tag_log(capsys: pytest.CaptureFixture[str], store: str) -> 
     log = ok(capsys, "log", store, "r")
     assert [each["uuid"] for each in log] == [root, following["uuid"]]
     assert (log[0]["note"], log[0]["locked"], log[0]["tags"]) == ("first", True, ["v1"])
-    assert len(ok(capsys, "log", store, "r", "--all")) == 3
+    assert len(ok(capsys, "log", store, "r", "--all")) == 4
     assert main(["log", store, "r"]) == 0
     assert "[v1]" in capsys.readouterr().out
 
@@ -235,7 +297,7 @@ def test_ingest_cp_export(
     for _ in range(2):
         ok(capsys, "cp", store, "r", "em", box, str(out), "--overwrite")
         np.testing.assert_array_equal(np.load(out), data[:5, :, 4:5])
-    fails(capsys, 4, "cp", store, "r", "em", box, str(out))
+    assert "--overwrite replaces it" in fails(capsys, 4, "cp", store, "r", "em", box, str(out))
     ok(capsys, "cp", str(out), store, "r", "copy", "--offset-zyx", "-3,7,-1")
     assert ok(capsys, "info", store, "r", "copy")["bounds"] == [[-3, 7, -1], [2, 27, 0]]
     told = ok(
@@ -260,6 +322,9 @@ def test_ingest_says_what_is_wrong(
     line = fails(capsys, 8, "ingest", store, "r", "em", pattern, "--block-shape", "4,8,8")
     assert "iso.9.png" in line
     assert "2 of 3 slabs are stored" in line
+    path.write_bytes(b"no image")
+    line = fails(capsys, 8, "ingest", store, "r", "em", pattern, "--block-shape", "4,8,8")
+    assert f"{str(path)!r} is no image" in line and "_io" not in line
     path.unlink()
     assert main(["ingest", store, "r", "em", pattern, "--block-shape", "4,8,8"]) == 0
     assert "jumps from iso.8.png to iso.10.png" in capsys.readouterr().err
@@ -267,7 +332,6 @@ def test_ingest_says_what_is_wrong(
     out = str(tmp_path / "x.npy")
     assert "empty" in fails(capsys, 8, "export", store, "r", "em", out, "--box", "0:1,-5:-6,0:1")
     assert "3 dimensions" in fails(capsys, 8, "cp", store, "r", "em", "0:1", out)
-    fails(capsys, 8, "cp", store, "r")
     fails(capsys, 8, "cp", store, "r", "em", "a:b,0,0", out)
     fails(capsys, 8, "cp", str(tmp_path / "x.tif"), store, "r", "em")
 
@@ -321,6 +385,9 @@ def test_files(capsysbinary: pytest.CaptureFixture[bytes], store: str, tmp_path:
     assert main(["files", "ls", store, "r", "a/"]) == 0
     assert capsysbinary.readouterr().out == b"a/b\n"
     assert main(["files", "rm", store, "r", "a/b", "nothing"]) == 3
+    assert b"there is" not in capsysbinary.readouterr().err  # only close names are looked at
+    assert main(["files", "get", store, "r", "notes.tx"]) == 3
+    assert b"did you mean 'notes.txt'" in capsysbinary.readouterr().err
     assert main(["files", "rm", store, "r", "a/b"]) == 0
     assert main(["files", "get", store, "r", "a/b"]) == 3
 
@@ -412,6 +479,58 @@ def test_fsck(
     capsys.readouterr()
     assert main(["fsck", store, "--full"]) == 6
     assert "em" in capsys.readouterr().out
+    for argv in (["fsck", store], ["fsck", store, "--rebuild"]):
+        assert main(argv) == 0
+        printed = capsys.readouterr().out
+        assert "indexes are sound; blocks were not read (--full does)" in printed
+        assert "no errors" not in printed
+    assert re.search(r"^\d+ lanes read, nothing to rebuild$", printed, re.MULTILINE)
+    assert main(["fsck", store, "--rebuild", "--full"]) == 6
+    line = next(each for each in capsys.readouterr().out.splitlines() if "error" in each)
+    assert line.count("array 'em'") == 1
+
+
+def test_fsck_says_what_it_rebuilt(capsys: pytest.CaptureFixture[str], store: str) -> None:
+    ok(capsys, "lock", store, "r", "-m", "x")
+    (lock,) = (each for each in Path(store).glob("r/*/locks/**/*") if each.is_file())
+    lock.unlink()
+    assert main(["fsck", store, "--rebuild"]) == 0
+    assert re.search(r"^\d+ lanes read, 1 lock written$", capsys.readouterr().out, re.MULTILINE)
+    lock.unlink()
+    told = ok(capsys, "fsck", store, "--rebuild", "--full")
+    assert told["rebuilt"]["locks written"] == 1
+    assert told["full"]
+
+
+def test_fsck_tells_damage_from_what_could_not_be_read(
+    capsys: pytest.CaptureFixture[str],
+    store: str,
+    stack: tuple[str, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ok(capsys, "ingest", store, "r", "em", stack[0])
+    read = Home.read_frame
+
+    def refuse(kind: type[Exception]) -> None:
+        def raising(self: Home, pointer: Any) -> Any:
+            raise kind("not today")
+
+        monkeypatch.setattr(Home, "read_frame", raising)
+
+    for kind, code in (
+        (errors.AccessError, 7),
+        (errors.EngineError, 7),
+        (errors.UnsupportedError, 12),
+        (errors.CorruptError, 6),
+    ):
+        refuse(kind)
+        assert main(["fsck", store, "--full"]) == code
+        printed = capsys.readouterr().out
+        assert "errors were found" in printed
+        assert ("restore" in printed) == (code == 6)
+    monkeypatch.setattr(Home, "read_frame", read)
+    assert main(["fsck", store, "--full"]) == 0
+    assert "no errors" in capsys.readouterr().out
 
 
 def test_du(capsys: pytest.CaptureFixture[str], store: str, stack: tuple[str, np.ndarray]) -> None:

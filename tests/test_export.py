@@ -13,7 +13,13 @@ import tifffile
 from PIL import Image
 
 from diced import DicedArray, DicedRepo, DicedStore
-from diced.errors import AlreadyExistsError, CorruptError, InvalidError, UnsupportedError
+from diced.errors import (
+    AlreadyExistsError,
+    CorruptError,
+    InvalidError,
+    NotFoundError,
+    UnsupportedError,
+)
 from diced.export import FORMATS, export
 from diced.ingest import ingest, open_source
 
@@ -120,7 +126,8 @@ def test_planes(repo: DicedRepo, tmp_path: Path, format: str) -> None:
     array = repo.create_array("flat", "uint8", 2, block_shape=(8, 8))
     data = np.random.default_rng(0).integers(0, 256, (30, 20)).astype(np.uint8)
     array[-4:26, 2:22] = data
-    paths = export(array, tmp_path / f"out{FORMATS[format]}", format=format, memory=1)
+    name = "out" if format in ("png", "tiff") else f"out{FORMATS[format]}"
+    paths = export(array, tmp_path / name, format=format, memory=1)
     assert len(paths) == 1
     found = np.load(paths[0]) if format == "npy" else np.asarray(Image.open(paths[0]))
     np.testing.assert_array_equal(found, data)
@@ -141,7 +148,7 @@ def test_files_are_not_replaced_unasked(repo: DicedRepo, tmp_path: Path) -> None
     for name in ("a.npy", "stack"):
         export(array, tmp_path / name)
         before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
-        with pytest.raises(AlreadyExistsError, match=name):
+        with pytest.raises(AlreadyExistsError, match=rf"{name}.* exists; --overwrite replaces it"):
             export(array, tmp_path / name)
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")} == before
         export(array, tmp_path / name, overwrite=True)
@@ -179,3 +186,38 @@ def test_mistakes_are_named(repo: DicedRepo, tmp_path: Path) -> None:
         export(array, tmp_path / "a", format="gif")
     with pytest.raises(AlreadyExistsError, match="folder"):
         export(array, tmp_path, format="npy")
+
+
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [
+        ("o.png", None), ("o.JPG", None), ("o.png", "png"), ("a.h5", "png"), ("a.h5:/x", "tiff"),
+        ("a.npy", "jpeg"), ("a.tif", "tiff"),
+    ],
+)  # fmt: skip
+def test_a_folder_has_no_name_of_a_file(
+    repo: DicedRepo, tmp_path: Path, name: str, format: str | None
+) -> None:
+    array = filled(repo)
+    with pytest.raises(InvalidError, match="folder"):
+        export(array, f"{tmp_path}/{name}", format=format)
+    assert not list(tmp_path.iterdir())
+    place = tmp_path / name.partition(":")[0]
+    place.mkdir()
+    paths = export(array, f"{tmp_path}/{name}", format=format)
+    assert {Path(path).parent for path in paths} == {place}
+    (tmp_path / "file").touch()
+    with pytest.raises(AlreadyExistsError, match="file"):
+        export(array, tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.h5", "a.raw", "a.tif", "stack", "stack/"])
+def test_the_folder_of_the_target_must_exist(
+    repo: DicedRepo, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = filled(repo)
+    with pytest.raises(NotFoundError, match="missing"):
+        export(array, f"{tmp_path}/missing/{name}")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.chdir(tmp_path)
+    assert all(Path(path).exists() for path in export(array, name))

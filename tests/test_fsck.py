@@ -9,8 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diced import DicedStore, keys, versioned
-from diced.errors import CorruptError, EngineError, NotFoundError, ReadOnlyError
+from diced import DicedStore, codec, keys, registry, versioned
+from diced.errors import (
+    AccessError,
+    CorruptError,
+    EngineError,
+    NotFoundError,
+    ReadOnlyError,
+)
 from diced.fsck import Report, check
 from diced.rebuild import rebuild
 
@@ -238,7 +244,7 @@ def test_flipped_bit_of_a_frame_is_found_by_a_full_check(
     report = check(store, full=True)
     assert kinds(report) == {"bad-frame"}
     (problem,) = report.problems
-    assert f"array {name!r}" in problem.message and f"at {offset}" in problem.message
+    assert f"array {name!r}" in problem.where and f"at {offset}" in problem.message
     named = f"key {key.decode()!r}" if name == "notes" else "block ("
     assert named in problem.message and "restore the segment" in problem.message
 
@@ -384,7 +390,7 @@ def test_what_nobody_refers_to_is_warned_of(store: DicedStore) -> None:
     report = check(store)
     assert report.ok and kinds(report, "warning") == expected
     (tail,) = [each for each in report.problems if each.kind == "unreferenced"]
-    assert "100 bytes at the end of 1 segments" in tail.message
+    assert "100 bytes at the end of 1 segment belong" in tail.message
 
 
 def test_begun_lock_is_warned_of(store: DicedStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,6 +406,103 @@ def test_deleted_array_is_no_error(store: DicedStore) -> None:
     repo.delete_array("gray")
     assert check(store, full=True).ok
     store.sweep()
+    assert check(store, full=True).ok
+
+
+def test_messages_do_not_say_again_where(store: DicedStore) -> None:
+    repo = fill(store)
+    raw = Raw(store)
+    home = repo._history.home.prefix
+    segment = the_segment(raw)
+    raw.flip(keys.record(lane_of(repo, "gray"), 3), 30)
+    raw.delete(*raw.keys("/locks/"))
+    raw.write(keys.segment(home, 7), b"nobody's")
+    raw.write(keys.pack(home, 8), b"nobody's")
+    raw.write(f"{home}/lanes/gray/x", b"")
+    raw.write(keys.record(keys.lane(home, "ab" * 8, "cd" * 8), 1), b"")
+    raw.flip(segment, 100)
+    problems = check(store, full=True).problems
+    raw.delete(*raw.keys(".pg"), *raw.keys("/lanes/")[:9])
+    problems += rebuild(store).problems
+    assert len({each.kind for each in problems}) > 6
+    for each in problems:
+        assert each.where not in each.message, each
+        assert not each.message.startswith(("repo", "store")), each
+
+
+class Lossless:
+    """A codec that a package adds."""
+
+    def __init__(self, _argument: str, _dtype: Any, _shape: Any, _channels: Any):
+        pass
+
+    def encode(self, block: np.ndarray) -> bytes:
+        return block.tobytes()
+
+    def decode(self, data: bytes, out: np.ndarray, _start: Any) -> None:
+        out[...] = np.frombuffer(data, out.dtype).reshape(out.shape)
+
+
+def test_a_codec_that_is_not_installed_is_one_finding_and_no_damage(
+    store: DicedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry._targets["codec"], "mine", Lossless)
+    repo = store.create_repo("fly")
+    rng = np.random.default_rng(0)
+    for name, kind in (("a", "mine"), ("b", "mine"), ("c", "lz4")):
+        array = repo.create_array(name, np.uint8, block_shape=(8, 8, 8), codec=kind)
+        array[0:16, 0:16, 0:16] = rng.integers(0, 255, (16, 16, 16)).astype(np.uint8)
+    assert check(store, full=True).problems == []
+    monkeypatch.delitem(registry._targets["codec"], "mine")
+    registry._resolved.pop(("codec", "mine"), None)
+    codec._foreign.cache_clear()
+    report = check(store, full=True)
+    assert [each.kind for each in report.problems] == ["unsupported"] * 2
+    assert [each.where for each in report.problems] == [f"repo 'fly', array {x!r}" for x in "ab"]
+    assert all("mine" in each.message for each in report.problems)
+    assert not any("restore" in each.message for each in report.problems)
+    assert not report.ok
+
+
+@pytest.mark.parametrize(("error", "kind"), [(AccessError, "access"), (EngineError, "medium")])
+@pytest.mark.parametrize("part", [".seg", ".pg", "/locks/", "/e000000/", ".snap/"])
+def test_what_may_not_be_read_is_no_damage(
+    store: DicedStore, monkeypatch: pytest.MonkeyPatch, part: str, error: Any, kind: str
+) -> None:
+    fill(store)
+    refused = [key for key in Raw(store).keys(part) if key.startswith("r/")]
+    get = store.engine.get
+
+    def guarded(key: str, *args: Any) -> Any:
+        if key in refused:
+            raise error(f"cannot read {key!r} [EACCES]")
+        return get(key, *args)
+
+    monkeypatch.setattr(store.engine, "get", guarded)
+    report = check(store, full=True)
+    assert kinds(report) == {kind}
+    assert {key for key in refused for each in report.problems if key in each.message}
+    assert not any(
+        word in each.message for each in report.problems for word in ("restore", "rebuild")
+    )
+    if part == ".seg":
+        assert len(report.problems) == len(refused)
+
+
+def test_a_sweep_beside_a_check_is_no_error(
+    store: DicedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = fill(store)
+    gone = keys.segment(repo._history.home.prefix, 7)
+    Raw(store).write(gone, b"about to go")
+    size = store.engine.size
+
+    def swept(key: str) -> int:
+        if key == gone:
+            raise NotFoundError(f"no object {key!r}")
+        return size(key)
+
+    monkeypatch.setattr(store.engine, "size", swept)
     assert check(store, full=True).ok
 
 
@@ -601,3 +704,99 @@ def test_interrupted_rebuild_is_finished_by_the_next(part: str) -> None:
             if done:
                 return
     pytest.fail("the rebuild never came to its end")
+
+
+# -- adopting -----------------------------------------------------------------------------------
+
+
+def open_log(store: DicedStore) -> tuple[Any, Any, str]:
+    """Make an open version of four commits without a snapshot; return repo, array, lane prefix."""
+    repo = store.create_repo("fly")
+    gray = repo.create_array("gray", np.uint8, block_shape=(8, 8, 8))
+    for value in (1, 2, 3):
+        gray[0:4, 0:4, value] = value
+    return repo, gray, lane_of(repo, "gray")
+
+
+@pytest.mark.parametrize(
+    ("number", "damage"), [(1, "delete"), (2, "delete"), (1, "flip"), (2, "flip"), (3, "flip")]
+)
+def test_a_lost_record_of_an_open_version_can_be_adopted(
+    store: DicedStore, number: int, damage: str
+) -> None:
+    repo, gray, lane = open_log(store)
+    before = gray[0:8, 0:8, 0:8]
+    raw = Raw(store)
+    key = keys.record(lane, number)
+    whole = raw.read(key)
+    if damage == "flip":
+        raw.flip(key, 33)
+    else:
+        raw.delete(key)
+    report = rebuild(store)
+    assert kinds(report) == {"lost-record", "lost-state"}
+    lost = next(each for each in report.problems if each.kind == "lost-record")
+    assert f"record {number} is lost" in lost.message and "--adopt" in lost.message
+    report = rebuild(store, adopt=True)
+    assert report.ok and kinds(report, "warning") == {"adopted"}
+    assert report.counts["records adopted"] == 1
+    assert raw.read(key) == whole
+    repo = store.open_repo("fly")
+    np.testing.assert_array_equal(repo["gray"][0:8, 0:8, 0:8], before)
+    assert check(store, full=True).problems == []
+    assert rebuild(store, adopt=True).problems == []
+
+
+def test_several_lost_records_are_adopted_in_order(store: DicedStore) -> None:
+    _, gray, lane = open_log(store)
+    before = gray[0:8, 0:8, 0:8]
+    Raw(store).delete(keys.record(lane, 1), keys.record(lane, 2))
+    report = rebuild(store)
+    assert "records 1 to 2 are lost" in report.problems[0].message
+    assert rebuild(store, adopt=True).ok
+    np.testing.assert_array_equal(store.open_repo("fly")["gray"][0:8, 0:8, 0:8], before)
+
+
+def abandoned(repo: Any, base: int) -> None:
+    """Leave the COMMIT frame of a writer that died before its record was published."""
+    lane = repo._lane(repo._history.view().by_name["gray"])
+    state = versioned.State(base, {}, lane.refresh().overlay, None, False)
+    lane._stage(state, versioned.Change({0: {}}), "never was", "nobody")
+
+
+def test_nothing_is_adopted_where_two_commits_fit_or_none(store: DicedStore) -> None:
+    repo, _, lane = open_log(store)
+    raw = Raw(store)
+    abandoned(repo, 1)
+    assert check(store).ok and rebuild(store, adopt=True).problems == []
+    raw.delete(keys.record(lane, 2))
+    report = rebuild(store, adopt=True)
+    assert kinds(report) == {"lost-record", "lost-state"}
+    assert "which of 2 commits" in report.problems[0].message
+    raw.delete(*raw.keys(".seg"))
+    report = rebuild(store, adopt=True)
+    assert kinds(report) == {"lost-record", "lost-state"}
+    assert "this is final" in report.problems[0].message
+    assert "other arrays read as before" in report.problems[1].message
+
+
+def test_nothing_is_adopted_at_a_locked_version(store: DicedStore) -> None:
+    repo, _, lane = open_log(store)
+    repo.lock_node("done")
+    raw = Raw(store)
+    order = raw.keys(lane + "/e000000/")
+    raw.delete(order[1], order[3])  # the second commit, and the LOCK record that names it
+    before = {key: raw.read(key) for key in raw.keys("/locks/")}
+    report = rebuild(store, adopt=True)
+    assert "lost-record" in kinds(report)
+    assert "records adopted" not in report.counts
+    assert {key: raw.read(key) for key in raw.keys("/locks/")} == before
+
+
+def test_adopting_leaves_a_healthy_store_alone(store: DicedStore) -> None:
+    repo = fill(store)
+    repo["notes"]["more"] = b"x"
+    raw = Raw(store)
+    before = {key: raw.read(key) for key in raw.keys("")}
+    assert rebuild(store, adopt=True).problems == []
+    assert {key: raw.read(key) for key in raw.keys("")} == before

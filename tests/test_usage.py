@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from diced import DicedStore
+from diced import DicedStore, keys
 from diced.errors import NotFoundError
 from diced.usage import _Cover, usage
 
@@ -86,6 +87,35 @@ def test_deleted_arrays_are_dead_bytes(location: str) -> None:
         assert after["segments"]["live"] == before["segments"]["live"] - dropped["live_bytes"]
         assert after["segments"]["dead"] >= dropped["live_bytes"] > 0
         assert "drop" not in after["versions"][0]["changed"]
+
+
+@pytest.mark.parametrize("what", ["segment", "pack", "record", "snapshot"])
+def test_what_a_sweep_removes_meanwhile_is_passed_over(
+    location: str, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(4)
+    with DicedStore(location, durability="process") as store:
+        repo = store.create_repo("fly")
+        gray = repo.create_array("gray", np.uint8, block_shape=(8, 8, 8))
+        gray[0:16, 0:16, 0:16] = noise(rng)
+        before = usage(store)["repos"][0]
+        home = repo._history.home.prefix
+        lane = keys.lane(home, gray._spec.id, repo._node_id)
+        gone = {
+            "segment": keys.segment(home, 7),
+            "pack": keys.pack(home, 7),
+            "record": keys.record(lane, 2),
+            "snapshot": keys.snapshot(lane, 2),
+        }[what]
+        listing = store.engine.list
+
+        def stale(prefix: str, after: str = "") -> Iterator[str]:
+            """List an object that is gone when it is looked at."""
+            found = list(listing(prefix, after))
+            return iter(sorted([*found, gone] if gone.startswith(prefix) else found))
+
+        monkeypatch.setattr(store.engine, "list", stale)
+        assert usage(store)["repos"][0] == before
 
 
 def test_repos_are_listed_by_name_or_one_is_chosen(location: str) -> None:

@@ -92,14 +92,20 @@ class AccessError(EngineError):
     """The operating system or service refused access."""
 
 
-def near_matches(name: str, known: Iterable[str]) -> str:
-    """Return the tail of a not-found message: names close to `name`, or all if they are few."""
+def near_matches(name: str, known: Iterable[str], complete: bool = True) -> str:
+    """Return the tail of a not-found message: names close to `name`, or all if they are few.
+
+    With `complete` False `known` is only a part of what there is, and nothing but a close name is
+    worth saying.
+    """
     import difflib  # 3 ms, and only ever needed for a message
 
     names = sorted(set(known))
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     if close:
         return "; did you mean " + " or ".join(repr(each) for each in close) + "?"
+    if not complete:
+        return ""
     if not names:
         return "; there is none yet"
     if len(names) <= 8:

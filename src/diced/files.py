@@ -73,7 +73,7 @@ class KeyValueArray:
             near = [each.decode() for each, _ in self._nearby(lane, state, name)]
             raise NotFoundError(
                 f"no key {key!r} in {self.name!r} at version {self._repo.uuid[:12]}"
-                + near_matches(key, near)
+                + near_matches(key, near, complete=False)
             )
         return self._value(lane, name, entry)
 

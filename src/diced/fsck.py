@@ -6,6 +6,7 @@ do about each are in ``docs/fsck.md``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -14,7 +15,16 @@ from diced.dag import LOCKED, LOCKING, Node
 from diced.errors import CorruptError, NotFoundError
 from diced.history import ARRAYS, COUNTERS, DEAD, NODES, TAGS, View
 from diced.home import Home
-from diced.lanecheck import REBUILD, RESTORE, LaneCheck, Problem, Progress, Report, Scope
+from diced.lanecheck import (
+    REBUILD,
+    RESTORE,
+    LaneCheck,
+    Problem,
+    Progress,
+    Report,
+    Scope,
+    obstacle,
+)
 from diced.log import Record
 from diced.segment import COMMIT
 from diced.spec import ArraySpec
@@ -22,7 +32,7 @@ from diced.state import Base
 from diced.store import DEAD as DEAD_REPOS
 from diced.store import INFO, REPOS, DicedStore
 from diced.versioned import Lane
-from diced.walk import UNREADABLE, LaneKeys, frame_heads, lane_keys, repo_ids
+from diced.walk import UNREADABLE, LaneKeys, frame_heads, lane_keys, plural, repo_ids
 
 __all__ = ["Problem", "Report", "check"]
 
@@ -69,7 +79,7 @@ def check(
         if home.known:
             report.warning(
                 "orphan-home",
-                where,
+                "store",
                 f"{where} belongs to no repo; sweep removes it"
                 " if its creation was given up, else a creation is under way",
             )
@@ -80,7 +90,7 @@ def check(
         report.warning(
             "leftover",
             "store",
-            f"{temps} unfinished files of interrupted writers; harmless, and removed in time",
+            f"{plural(temps, 'files')} of interrupted writers; harmless, and removed in time",
         )
     return report
 
@@ -91,11 +101,7 @@ def _check_store_file(store: DicedStore, report: Report) -> None:
         if fields["store"] != store.uuid or not isinstance(fields["required"], list):
             raise CorruptError(f"it names store {fields['store']!r}, not {store.uuid!r}")
     except UNREADABLE as error:
-        report.error(
-            "store-file",
-            keys.STORE_FILE,
-            f"{keys.STORE_FILE} is damaged: {error}; " + RESTORE.format("it"),
-        )
+        report.damage("store-file", "store", keys.STORE_FILE, error, RESTORE.format("it"))
 
 
 class HomeCheck(Scope):
@@ -104,15 +110,14 @@ class HomeCheck(Scope):
     def __init__(self, store: DicedStore, prefix: str, name: str, scope: Any):
         report, full, progress = scope
         home = Home(store.engine, prefix, store.cache_bytes)
-        super().__init__(home, report, full, store.threads, progress)
+        super().__init__(home, name, report, full, store.threads, progress)
         self.engine = store.engine
-        self.name = name
         # Listed before anything is read: what a writer adds meanwhile is not taken for an orphan.
         self.packs = {keys.object_id(key) for key in self.engine.list(keys.pages(prefix))}
-        self.segments = {
-            keys.object_id(key): self.engine.size(key)
-            for key in self.engine.list(keys.segments(prefix))
-        }
+        self.segments = {}
+        for key in self.engine.list(keys.segments(prefix)):
+            with contextlib.suppress(NotFoundError):  # a sweep goes on beside the check
+                self.segments[keys.object_id(key)] = self.engine.size(key)
         self.known = False  # whether the metadata are whole, so that an orphan is one
         self.lanes, self.strays = lane_keys(self.engine, prefix)
 
@@ -128,9 +133,7 @@ class HomeCheck(Scope):
         try:
             return fold.tables(spaces)
         except UNREADABLE as error:
-            self.report.error(
-                "bad-record", where, f"{where} does not read as tables: {error}; " + REBUILD
-            )
+            self.report.damage("bad-record", where, "the state", error, REBUILD)
             return {space: {} for space in spaces}
 
     def _lane_keys(self, lane: Lane) -> LaneKeys:
@@ -144,12 +147,8 @@ class HomeCheck(Scope):
             view = View(0, tables)
             nodes = view.dag.ordered()
         except UNREADABLE as error:
-            self.report.error(
-                "bad-record",
-                self.name,
-                f"{self.name}: the metadata do not make a"
-                f" history: {error}; " + RESTORE.format("its log"),
-            )
+            advice = "they make no history; " + RESTORE.format("the log")
+            self.report.damage("bad-record", self.name, "what the metadata say", error, advice)
             return
         finals: dict[str, dict[str, Base]] = {}
         for node in nodes:
@@ -199,24 +198,19 @@ class HomeCheck(Scope):
             self.report.error(
                 "missing-lock",
                 where,
-                f"{where}: the lock object {key} is missing,"
-                f" so no array can be read there; {REBUILD}",
+                f"the lock object {key} is missing, so no array can be read there; {REBUILD}",
             )
             return {}
         except UNREADABLE as error:
-            self.report.error(
-                "bad-lock",
-                where,
-                f"{where}: the lock object {key} is damaged"
-                f" ({error}), so no array can be read there; {REBUILD}",
-            )
+            advice = f"no array can be read there; {REBUILD}"
+            self.report.damage("bad-lock", where, f"the lock object {key}", error, advice)
             return {}
         for spec in shown:
             if spec.id not in found:
                 self.report.error(
                     "bad-lock",
                     where,
-                    f"{where}: the lock object {key} does not list array {spec.name!r}; {REBUILD}",
+                    f"the lock object {key} does not list array {spec.name!r}; {REBUILD}",
                 )
         return found
 
@@ -231,14 +225,14 @@ class HomeCheck(Scope):
         if not self.known:
             return
         for lane_id in sorted({each for each, _ in self.lanes} - known - {keys.META_LANE}):
-            report.warning("orphan-lane", self.name, f"{self.name}: lane {lane_id} is of no array")
+            report.warning("orphan-lane", self.name, f"lane {lane_id} is of no array")
         spare = list(self.engine.list(keys.spares(prefix)))
         for kind, found in (("stray", self.strays), ("leftover", spare)):
             for key in found:
                 report.warning(
                     kind,
                     self.name,
-                    f"{self.name}: {key} is not part of the store"
+                    f"{key} is not part of the store"
                     + (f"; {REBUILD} again to its end" if kind == "leftover" else ""),
                 )
         packs = self.packs - self.pages.packs
@@ -246,8 +240,8 @@ class HomeCheck(Scope):
             report.warning(
                 "orphan-pack",
                 self.name,
-                f"{self.name}: no sound tree refers to"
-                f" {len(packs)} page packs, such as {keys.pack(prefix, min(packs))}",
+                f"no sound tree refers to {plural(len(packs), 'packs of pages')},"
+                f" such as {keys.pack(prefix, min(packs))}",
             )
         tails, orphans = [0, 0], []
         for segment, size in sorted(self.segments.items()):
@@ -259,7 +253,12 @@ class HomeCheck(Scope):
                     if head.kind == COMMIT and (head.lane.hex() in known or not any(head.lane))
                 ]  # fmt: skip
             except UNREADABLE as error:
-                report.error("missing-segment", self.name, f"{key} cannot be read: {error}")
+                other = obstacle(error)
+                if other is not None:
+                    message = f"what is in {key} cannot be checked: {error}"
+                    report.unchecked(other, self.name, message)
+                elif end or not isinstance(error, NotFoundError):
+                    report.error("missing-segment", self.name, f"{key} cannot be read: {error}")
                 continue
             report.count("bytes", size)
             rest = size - end - sum(head.size for head in kept)
@@ -271,12 +270,12 @@ class HomeCheck(Scope):
             report.warning(
                 "orphan-segment",
                 self.name,
-                f"{self.name}: nothing refers to {len(orphans)} segments, such as {orphans[0]}",
+                f"nothing refers to {plural(len(orphans), 'segments')}, such as {orphans[0]}",
             )
         if tails[0]:
             report.warning(
                 "unreferenced",
                 self.name,
-                f"{self.name}: {tails[1]} bytes at the end"
-                f" of {tails[0]} segments belong to no commit",
+                f"{plural(tails[1], 'bytes')} at the end of {plural(tails[0], 'segments')}"
+                " belong to no commit",
             )

@@ -13,7 +13,13 @@ import numpy as np
 from diced import grid, index, keys, log, pool
 from diced._compress import lz4_decompress
 from diced.blockio import CONSTANT, Blocks
-from diced.errors import CorruptError, NotFoundError
+from diced.errors import (
+    AccessError,
+    CorruptError,
+    EngineError,
+    NotFoundError,
+    UnsupportedError,
+)
 from diced.files import LZ4, MAX_VALUE, RAW
 from diced.home import Home
 from diced.log import Delta, Pointer, Record
@@ -29,17 +35,34 @@ FRAMES = 16  # frames that one task of the pool decodes
 REBUILD = "run 'diced fsck --rebuild'"
 RESTORE = "restore {} from a copy"
 REWRITE = "or write the blocks again at an open version"
+# Kinds of findings that say what could not be looked at, not what is damaged.
+UNCHECKED = ("unsupported", "access", "medium")
 
 Progress = Callable[[str], None]
 
 
 class Problem(NamedTuple):
-    """One finding: severity is ``error`` or ``warning``, `kind` a fixed word."""
+    """One finding: severity is ``error`` or ``warning``, `kind` a fixed word.
+
+    `where` is the place (repo, array, version) and `message` what is wrong there, without it.
+    """
 
     severity: str
     kind: str
     where: str
     message: str
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.where}: {self.message}"
+
+
+def obstacle(error: Exception) -> str | None:
+    """Return the kind of what keeps bytes from being checked, or None if they are damaged."""
+    if isinstance(error, UnsupportedError):
+        return "unsupported"
+    if isinstance(error, AccessError):
+        return "access"
+    return "medium" if isinstance(error, EngineError) else None
 
 
 class Report:
@@ -55,6 +78,7 @@ class Report:
     def __init__(self) -> None:
         self.problems: list[Problem] = []
         self.counts: dict[str, int] = {}
+        self._once: set[Problem] = set()
 
     @property
     def ok(self) -> bool:
@@ -64,6 +88,21 @@ class Report:
     def error(self, kind: str, where: str, message: str) -> None:
         """Add a finding that means lost or unreadable data, or a broken rule."""
         self.problems.append(Problem("error", kind, where, message))
+
+    def damage(self, kind: str, where: str, what: str, error: Exception, advice: str) -> None:
+        """Add that `what` does not read: as damage, or as not checked if nothing says that."""
+        other = obstacle(error)
+        if other is None:
+            self.error(kind, where, f"{what} is damaged ({error}); {advice}")
+        else:
+            self.unchecked(other, where, f"{what} cannot be checked: {error}")
+
+    def unchecked(self, kind: str, where: str, message: str) -> None:
+        """Add what keeps something from being checked, once however much it concerns."""
+        problem = Problem("error", kind, where, message)
+        if problem not in self._once:
+            self._once.add(problem)
+            self.problems.append(problem)
 
     def warning(self, kind: str, where: str, message: str) -> None:
         """Add a finding that costs space or attention only."""
@@ -83,14 +122,23 @@ class Scope:
 
     Attributes
     ----------
+    name : str
+        What messages call the home.
     ends : dict of int to int
         Segment -> end of the last frame that an entry refers to.
     """
 
     def __init__(
-        self, home: Home, report: Report, full: bool, threads: int, progress: Progress | None
+        self,
+        home: Home,
+        name: str,
+        report: Report,
+        full: bool,
+        threads: int,
+        progress: Progress | None,
     ):
         self.home = home
+        self.name = name
         self.report = report
         self.full = full
         self.threads = threads
@@ -126,6 +174,7 @@ class LaneCheck:
         self.spec = spec
         self.report = owner.report
         self._next = 1
+        self._unchecked = False  # whether the last record could not be looked at
         self._txids: dict[int, str] = {}
         self._parent: Base | None = None
         self._pending: list[int] = []
@@ -167,7 +216,7 @@ class LaneCheck:
                 "two records have the same transaction id; " + RESTORE.format("the log"),
             )
         ends = last is not None and last.type == log.LOCK
-        if locked and not ends:
+        if locked and not ends and not self._unchecked:
             self._error(
                 "no-lock-record",
                 "the version is locked, but the log ends at record"
@@ -183,7 +232,7 @@ class LaneCheck:
         return sound
 
     def _error(self, kind: str, message: str) -> None:
-        self.report.error(kind, self.where, f"{self.where}: {message}")
+        self.report.error(kind, self.where, message)
 
     def _gap(self, fold: Fold, start: int) -> None:
         first = self._next
@@ -216,12 +265,16 @@ class LaneCheck:
             if head.get("body"):
                 self.owner.covered(tuple(head["body"]))
             fold.add(record)
+            self._unchecked = False
             return record
         except UNREADABLE as error:
-            self._error(
+            self._unchecked = obstacle(error) is not None
+            self.report.damage(
                 "bad-record",
-                f"record {number} is damaged ({error}); {REBUILD}, or "
-                + RESTORE.format(keys.record(self.lane.log.prefix, number)),
+                self.where,
+                f"record {number}",
+                error,
+                f"{REBUILD}, or " + RESTORE.format(keys.record(self.lane.log.prefix, number)),
             )
             fold.lose()
             return None
@@ -236,10 +289,8 @@ class LaneCheck:
             base = Base.parse(record.head)
             self._check_txids(record.head, number)
         except UNREADABLE as error:
-            self._error(
-                "bad-snapshot",
-                f"the snapshot after record {number} is damaged ({error}); {REBUILD}",
-            )
+            what = f"the snapshot after record {number}"
+            self.report.damage("bad-snapshot", self.where, what, error, REBUILD)
             return
         if self._roots(fold, base, f"the snapshot after record {number}"):
             fold.move(base)
@@ -259,7 +310,11 @@ class LaneCheck:
         for each in damage:
             kind = "missing-pages" if each.missing else "bad-page"
             pack = keys.pack(self.owner.home.prefix, each.pointer[0])
-            self._error(kind, f"a page of {what}, in {pack}: {each.message}; {REBUILD}")
+            other = None if each.missing else obstacle(each.error)
+            if other is None:
+                self._error(kind, f"a page of {what}, in {pack}: {each.error}; {REBUILD}")
+            else:
+                self.report.unchecked(other, self.owner.name, f"{pack}: {each.error}")
         if not sound:
             return False
         if fold.base is None:  # no record explains these entries
@@ -299,24 +354,39 @@ class LaneCheck:
                         )
         frames.sort(key=lambda each: each[2])
         groups = [frames[i : i + FRAMES] for i in range(0, len(frames), FRAMES)]
-        for messages in pool.map_ordered(self._read_frames, groups, self.owner.threads):
-            for message in messages:
-                self._error("bad-frame", message)
+        for problems in pool.map_ordered(self._read_frames, groups, self.owner.threads):
+            for each in problems:
+                if each.kind in UNCHECKED:
+                    self.report.unchecked(*each[1:])
+                else:
+                    self.report.error(*each[1:])
 
-    def _read_frames(self, group: list[tuple[int, bytes, Pointer]]) -> list[str]:
+    def _read_frames(self, group: list[tuple[int, bytes, Pointer]]) -> list[Problem]:
         wrong = []
         for space, key, pointer in group:
             try:
                 self._read_frame(space, key, pointer)
             except UNREADABLE as error:
-                place = keys.segment(self.owner.home.prefix, pointer[0])
-                wrong.append(
-                    f"{self._name(key)}, in {place} at {pointer[1]} ({error}), cannot be"
-                    " read here nor at descendants that did not rewrite it; "
-                    + RESTORE.format("the segment")
-                    + f", {REWRITE}"
-                )
+                wrong.append(self._unread(key, pointer, error))
         return wrong
+
+    def _unread(self, key: bytes, pointer: Pointer, error: Exception) -> Problem:
+        """Return the finding for a frame: its own if it is damaged, else its array's or home's."""
+        place = keys.segment(self.owner.home.prefix, pointer[0])
+        other = obstacle(error)
+        if other == "unsupported":
+            array = "" if self.spec is None else f", array {self.spec.name!r}"
+            message = f"blocks or values cannot be checked: {error}"
+            return Problem("error", other, self.owner.name + array, message)
+        if other is not None:
+            message = f"what is in {place} cannot be checked: {error}"
+            return Problem("error", other, self.owner.name, message)
+        message = (
+            f"{self._name(key)}, in {place} at {pointer[1]} ({error}), cannot be"
+            " read here nor at descendants that did not rewrite it; "
+            f"{RESTORE.format('the segment')}, {REWRITE}"
+        )
+        return Problem("error", "bad-frame", self.where, message)
 
     def _read_frame(self, space: int, key: bytes, pointer: Pointer) -> None:
         frame = self.owner.home.read_frame(pointer)

@@ -2,7 +2,8 @@
 
 Trees, snapshots and lock objects are derived: each is compared with what the records make, kept if
 it is sound and equal, and replaced otherwise. A record that is lost at a known place is taken from
-its COMMIT frame. Nothing is guessed: what cannot be known is reported and left alone.
+its COMMIT frame. Nothing is guessed: what cannot be known is reported and left alone, unless the
+caller asks for the one commit that fits to be adopted.
 
 Writers must be stopped by the operator. Stopping a rebuild is safe at any point; the next one goes
 on with it. The order of the steps is in ``docs/fsck.md``.
@@ -10,6 +11,7 @@ on with it. The order of the steps is in ``docs/fsck.md``.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from diced import index, keys, log, versioned
@@ -23,13 +25,28 @@ from diced.log import Pointer, Record
 from diced.state import Base
 from diced.store import REPOS, DicedStore
 from diced.versioned import Lane, now
-from diced.walk import DAMAGE, Fold, LaneKeys, Pages, commit_record, commits, lane_keys, repo_ids
+from diced.walk import (
+    DAMAGE,
+    Commit,
+    Fold,
+    LaneKeys,
+    Pages,
+    commit_record,
+    commits,
+    lane_keys,
+    repo_ids,
+)
 
 # Entries held in memory before they go to pages and a snapshot, as a committer's would.
 FLUSH_ENTRIES = 1 << 20
 
 
-def rebuild(store: DicedStore, repo: str | None = None, progress: Progress | None = None) -> Report:
+def rebuild(
+    store: DicedStore,
+    repo: str | None = None,
+    progress: Progress | None = None,
+    adopt: bool = False,
+) -> Report:
     """Make the index of a store, or of its metadata and one repo, anew.
 
     Parameters
@@ -38,6 +55,9 @@ def rebuild(store: DicedStore, repo: str | None = None, progress: Progress | Non
         Name of the only repo to rebuild.
     progress : callable, optional
         Gets a line of text before each lane.
+    adopt : bool
+        At open versions, take the only commit that fits for a lost record of unknown transaction.
+        What this risks is in ``docs/fsck.md``.
 
     Returns
     -------
@@ -52,7 +72,8 @@ def rebuild(store: DicedStore, repo: str | None = None, progress: Progress | Non
         raise ReadOnlyError(f"{store.url} was opened read-only")
     report = Report()
     try:
-        tables = _Rebuild(store, keys.STORE_HOME, "store", report, progress).meta(STORE_SPACES)
+        home = _Rebuild(store, keys.STORE_HOME, "store", report, progress, adopt)
+        tables = home.meta(STORE_SPACES)
         # Without the store's lane no repo has a name, but each has its own index.
         names = (
             {repo_id: keys.repo_home(repo_id) for repo_id in repo_ids(store.engine)}
@@ -63,8 +84,8 @@ def rebuild(store: DicedStore, repo: str | None = None, progress: Progress | Non
             raise NotFoundError(f"no repo {repo!r} in {store.url}")
         for repo_id, name in sorted(names.items(), key=lambda item: str(item[1])):
             if repo is None or name == repo:
-                home = keys.repo_home(repo_id)
-                _Rebuild(store, home, f"repo {name!r}", report, progress).repo()
+                prefix = keys.repo_home(repo_id)
+                _Rebuild(store, prefix, f"repo {name!r}", report, progress, adopt).repo()
     finally:
         store.renew()
     return report
@@ -74,8 +95,15 @@ class _Rebuild:
     """The rebuild of one home."""
 
     def __init__(
-        self, store: DicedStore, prefix: str, name: str, report: Report, progress: Progress | None
+        self,
+        store: DicedStore,
+        prefix: str,
+        name: str,
+        report: Report,
+        progress: Progress | None,
+        adopt: bool,
     ):
+        self.adopt = adopt
         self.engine = store.engine
         self.name = name
         self.report = report
@@ -128,7 +156,8 @@ class _Rebuild:
         for spec in view.arrays.values():
             if not spec.versioned:
                 lane = Lane(self.home, spec.id, keys.NO_NODE, Base())
-                _LaneRebuild(self, lane, f"{self.name}, array {spec.name!r}", Base()).run()
+                where = f"{self.name}, array {spec.name!r}, unversioned"
+                _LaneRebuild(self, lane, where, Base(), is_open=True).run()
 
     def _node(self, view: View, node: Node, finals: dict[str, dict[str, Base]]) -> dict[str, Base]:
         ancestry = view.dag.ancestry(node)
@@ -143,7 +172,8 @@ class _Rebuild:
                 base = finals[node.parents[0]][spec.id]
             where = f"{self.name}, array {spec.name!r}, version {node.uuid}"
             lane = Lane(self.home, spec.id, node.id, base or Base())
-            each = _LaneRebuild(self, lane, where, base)
+            is_open = node.status not in (LOCKED, LOCKING)
+            each = _LaneRebuild(self, lane, where, base, is_open)
             fold = each.run()
             if locked:
                 new[spec.id] = each.final(fold, old.get(spec.id))
@@ -176,16 +206,25 @@ class _Rebuild:
 class _LaneRebuild:
     """The rebuild of one lane at one node."""
 
-    def __init__(self, owner: _Rebuild, lane: Lane, where: str, base: Base | None):
+    def __init__(
+        self,
+        owner: _Rebuild,
+        lane: Lane,
+        where: str,
+        base: Base | None,
+        is_open: bool = False,
+    ):
         self.owner = owner
         self.lane = lane
         self.where = where
         self.base = base
+        self.is_open = is_open
         self.last: Record | None = None
         self._number = 0
         self._snapshot_number = 0
         self._txids: list[str] = []  # of the records after that snapshot
-        self._commits: dict[str, Pointer] | None = None
+        self._commits: dict[str, Commit] | None = None
+        self._claimed: set[str] | None = None
 
     def run(self) -> Fold:
         """Fold the log, mend records and snapshots on the way; return the state at its end."""
@@ -194,17 +233,17 @@ class _LaneRebuild:
         owner.report.count("lanes")
         found, _ = lane_keys(owner.engine, owner.home.prefix, self.lane.log.prefix)
         listed = found.get((self.lane.id, self.lane.node_id), LaneKeys())
-        order, wanted = self._order(listed)
+        self._listed = listed
+        self._numbers, wanted = self._order(listed)
         base = self.base
         fold = Fold(owner.home, base)
         if base is not None and not owner.pages.verify(base):
             fold.lose()
         numbers = [number for start, stop in listed.runs for number in range(start, stop)]
-        for number in sorted({*numbers, *order, *listed.snapshots}):
-            if number > self._number + 1:
-                self._lost(fold, f"records {self._number + 1} to {number - 1}")
+        for number in sorted({*numbers, *self._numbers, *listed.snapshots}):
+            self._gap(fold, number)
             self._number = number
-            self._record(fold, number, order.get(number))
+            self._record(fold, number, self._numbers.get(number))
             if number in wanted or fold.size >= FLUSH_ENTRIES:
                 self._snapshot(fold, number)
         ended = self.last is not None and self.last.type == log.LOCK
@@ -221,8 +260,8 @@ class _LaneRebuild:
             owner.report.error(
                 "lost-state",
                 self.where,
-                f"{self.where}: its state cannot be known"
-                " from what is left; " + RESTORE.format("the log or its snapshots"),
+                "the state cannot be known from what is left. Locked versions and other arrays"
+                " read as before; " + RESTORE.format("the log or its snapshots"),
             )
         return fold
 
@@ -250,13 +289,66 @@ class _LaneRebuild:
                 wanted.add(head["previous"])
         return order, wanted - {0}
 
-    def _lost(self, fold: Fold, what: str) -> None:
+    def _gap(self, fold: Fold, stop: int) -> None:
+        """Deal with the numbers before `stop` that nothing is left of."""
+        first = self._number + 1
+        while first < stop and (found := self._adopt(first)) is not None:
+            self._add(fold, found)
+            self._number, first = first, first + 1
+        if first < stop:
+            several = f"records {first} to {stop - 1} are lost"
+            self._lost(fold, first, f"record {first} is lost" if first == stop - 1 else several)
+
+    def _lost(self, fold: Fold, number: int, what: str) -> None:
         fold.lose()
-        self.owner.report.error(
-            "lost-record",
+        fits = self._fitting(number)
+        if len(fits) == 1:
+            record = commit_record(self.owner.home, fits[0])
+            advice = (
+                f"the only commit that fits {number} is {_told(record)}, which"
+                " 'diced fsck --rebuild --adopt' takes; else "
+            )
+        elif fits:
+            advice = f"which of {len(fits)} commits {number} was cannot be told; "
+        else:
+            advice = "this is final, as no copy is left; "
+        message = f"{what}; {advice}" + RESTORE.format("the log")
+        self.owner.report.error("lost-record", self.where, message)
+
+    def _fitting(self, number: int) -> list[Pointer]:
+        """Return the commits that may have been an open version's lost record.
+
+        They were based on the record before it, and no record that is left is theirs.
+        """
+        if not self.is_open or number in self._numbers:
+            return []
+        if self._claimed is None:
+            self._claimed = set(self._numbers.values())
+            for start, stop in self._listed.runs:
+                for each in range(start, stop):
+                    with contextlib.suppress(*DAMAGE):
+                        self._claimed.add(self.lane.log.read(each).head["txid"])
+        return [
+            commit.pointer
+            for txid, commit in self._known_commits().items()
+            if commit.base == number - 1 and txid not in self._claimed
+        ]
+
+    def _adopt(self, number: int) -> Record | None:
+        """Publish the only commit that fits as a lost record, if the caller asked for this."""
+        fits = self._fitting(number) if self.owner.adopt else []
+        if len(fits) != 1:
+            return None
+        record = self._publish(number, fits[0])
+        assert self._claimed is not None
+        self._claimed.add(record.head["txid"])
+        self.owner.report.count("records adopted")
+        self.owner.report.warning(
+            "adopted",
             self.where,
-            f"{self.where}: {what} cannot be recovered; " + RESTORE.format("the log"),
+            f"record {number} is now {_told(record)}; that it was this one is likely, not proven",
         )
+        return record
 
     def _record(self, fold: Fold, number: int, txid: str | None) -> None:
         self.owner.report.count("records")
@@ -264,33 +356,44 @@ class _LaneRebuild:
             record = self.lane._whole(self.lane.log.read(number))
             if txid is not None and record.head["txid"] != txid:
                 raise CorruptError("the record is not the one that was committed here")
-            self._txids.append(record.head["txid"])
-            fold.add(record)
         except DAMAGE as error:
-            found = None if txid is None else self._recover(number, txid)
+            found = self._adopt(number) if txid is None else self._recover(txid, number)
             if found is None:
-                self._lost(fold, f"record {number} ({error})")
+                self._lost(fold, number, f"record {number} is lost ({error})")
                 return
             record = found
-            self._txids.append(record.head["txid"])
-            fold.add(record)
+        self._add(fold, record)
+
+    def _add(self, fold: Fold, record: Record) -> None:
+        self._txids.append(record.head["txid"])
+        fold.add(record)
         self.last = record
 
-    def _recover(self, number: int, txid: str) -> Record | None:
-        """Publish a lost record again from its COMMIT frame."""
-        if not self.lane.journal:
-            return None
+    def _known_commits(self) -> dict[str, Commit]:
+        """Return this lane's COMMIT frames; metadata lanes have none."""
         if self._commits is None:
-            self._commits = commits(self.owner.home, self.lane.lane_bytes, self.lane.node_id)
-        pointer = self._commits.get(txid)
-        if pointer is None:
+            lane = self.lane
+            found = commits(self.owner.home, lane.lane_bytes, lane.node_id) if lane.journal else {}
+            self._commits = found
+        return self._commits
+
+    def _recover(self, txid: str, number: int) -> Record | None:
+        """Publish a lost record again from its COMMIT frame."""
+        commit = self._known_commits().get(txid)
+        if commit is None:
             return None
+        record = self._publish(number, commit.pointer)
+        self.owner.report.count("records recovered")
+        return record
+
+    def _publish(self, number: int, pointer: Pointer) -> Record:
+        """Make the commit in a COMMIT frame the record of a number."""
         record = commit_record(self.owner.home, pointer)
         data = record.encode()
         if len(data) > versioned.INLINE_BODY:
             data = Record(log.DATA, {**record.head, "body": pointer}).encode()
-        self.owner._replace(keys.record(self.lane.log.prefix, number), data, txid)
-        self.owner.report.count("records recovered")
+        key = keys.record(self.lane.log.prefix, number)
+        self.owner._replace(key, data, record.head["txid"])
         return record
 
     def _snapshot(self, fold: Fold, number: int) -> None:
@@ -337,8 +440,8 @@ class _LaneRebuild:
         self.owner.report.error(
             "lost-version",
             self.where,
-            f"{self.where}: neither its log is"
-            " whole nor its lock object; " + RESTORE.format("either"),
+            "neither the log is whole nor the lock object. Other arrays of this version read as"
+            " before; " + RESTORE.format("either"),
         )
         # A pointer to no page: reading there raises, where an empty tree would read as fill.
         return Base({0: (0, 0, 1)}, fold.box)
@@ -361,3 +464,9 @@ class _LaneRebuild:
             txid,
         )
         self.owner.report.count("records recovered")
+
+
+def _told(record: Record) -> str:
+    """Say which commit a record is."""
+    head = record.head
+    return f"{head.get('op')!r} by {head.get('user')!r} at {head.get('time')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from diced import index, keys
 from diced.dag import Node
+from diced.engine.base import Engine
 from diced.errors import NotFoundError
 from diced.history import History, View
 from diced.log import Entry, Pointer
@@ -218,7 +220,10 @@ def _segments(history: History, view: View, accounts: dict[str, _Account]) -> di
         lane = Lane(home, lane_id, node_id, Base())
         for start, stop in found.runs:
             for number in range(start, stop):
-                record = lane._whole(lane.log.read(number))
+                try:
+                    record = lane._whole(lane.log.read(number))
+                except NotFoundError:
+                    continue  # swept since it was listed, with its array
                 for changes in record.delta.values():
                     for entry in changes.values():
                         if isinstance(entry, tuple):
@@ -226,12 +231,13 @@ def _segments(history: History, view: View, accounts: dict[str, _Account]) -> di
     known = covered.total()
     journal = total = 0
     for key in home.engine.list(keys.segments(home.prefix)):
-        size = home.engine.size(key)
-        total += size
-        for start, stop in covered.gaps(keys.object_id(key), size):
-            for head in frame_heads(home.engine, key, start, stop):
-                ours = head.lane.hex() in accounts or not any(head.lane)
-                journal += head.size if head.kind == COMMIT and ours else 0
+        size = _size(home.engine, key)
+        total += size or 0
+        for start, stop in covered.gaps(keys.object_id(key), size or 0):
+            with contextlib.suppress(NotFoundError):
+                for head in frame_heads(home.engine, key, start, stop):
+                    ours = head.lane.hex() in accounts or not any(head.lane)
+                    journal += head.size if head.kind == COMMIT and ours else 0
     return {
         "live": live,
         "superseded": known - live,
@@ -240,7 +246,15 @@ def _segments(history: History, view: View, accounts: dict[str, _Account]) -> di
     }
 
 
-def _by_category(engine: Any, home: str) -> tuple[dict[str, int], int]:
+def _size(engine: Engine, key: str) -> int | None:
+    """Return an object's size, or None if a sweep has removed it since it was listed."""
+    try:
+        return engine.size(key)
+    except NotFoundError:
+        return None
+
+
+def _by_category(engine: Engine, home: str) -> tuple[dict[str, int], int]:
     """Return bytes by category, and the number of objects."""
     names = {"segs": "segments", "pages": "pages", "lanes": "logs", "locks": "locks"}
     sizes = dict.fromkeys(("total", *names.values(), "snapshots", "other"), 0)
@@ -249,7 +263,9 @@ def _by_category(engine: Any, home: str) -> tuple[dict[str, int], int]:
         kind = names.get(key[len(home) + 1 :].split("/")[0], "other")
         if kind == "logs" and f"{keys.EPOCH}.snap/" in key:
             kind = "snapshots"
-        size = engine.size(key)
+        size = _size(engine, key)
+        if size is None:
+            continue
         sizes[kind] += size
         sizes["total"] += size
         files += 1

@@ -30,6 +30,12 @@ UNREADABLE = (*DAMAGE, DicedException)
 WINDOW = 1 << 17
 
 
+def plural(count: int, noun: str) -> str:
+    """Return ``1 lock written`` or ``2 locks written`` of ``locks written``."""
+    word, space, rest = noun.partition(" ")
+    return f"{count} {word.removesuffix('s') if count == 1 else word}{space}{rest}"
+
+
 class LaneKeys:
     """The objects of one lane at one node, from a listing.
 
@@ -109,7 +115,7 @@ class PageDamage(NamedTuple):
 
     pointer: Pointer
     missing: bool
-    message: str
+    error: Exception
 
 
 class _Summary(NamedTuple):
@@ -169,7 +175,7 @@ class Pages:
                 raise CorruptError("the page is empty or part of a delta, not of a tree")
         except self._expected as error:
             missing = not self.home.engine.exists(keys.pack(self.home.prefix, pointer[0]))
-            damage.append(PageDamage(pointer, missing, str(error)))
+            damage.append(PageDamage(pointer, missing, error))
             self._seen[pointer] = _LOST
             return _LOST
         sound, last = True, page.key(len(page) - 1)
@@ -187,9 +193,8 @@ class Pages:
                 or [child.total] != page.counts(at, at + 1)
             ):
                 sound = False
-                damage.append(
-                    PageDamage(pointer, False, f"page {pointer}: child {at} is another page")
-                )
+                wrong = CorruptError(f"page {pointer}: child {at} is another page")
+                damage.append(PageDamage(pointer, False, wrong))
         summary = _Summary(page.level, page.count, page.key(0), last, sound)
         self._seen[pointer] = summary
         return summary
@@ -323,8 +328,15 @@ def _head(buffer: bytes, begin: int, offset: int, size: int) -> Head | None:
     return Head(offset, total, kind, lane)
 
 
-def commits(home: Home, lane: bytes, node_id: str) -> dict[str, Pointer]:
-    """Find a lane's COMMIT frames at a node in all segments: transaction id -> place."""
+class Commit(NamedTuple):
+    """A COMMIT frame: where it is, and the number of the record it was based on."""
+
+    pointer: Pointer
+    base: int
+
+
+def commits(home: Home, lane: bytes, node_id: str) -> dict[str, Commit]:
+    """Find a lane's COMMIT frames at a node in all segments, by transaction id."""
     found = {}
     for key in home.engine.list(keys.segments(home.prefix)):
         for head in frame_heads(home.engine, key):
@@ -336,7 +348,7 @@ def commits(home: Home, lane: bytes, node_id: str) -> dict[str, Pointer]:
             except DAMAGE:
                 continue
             if record.head.get("node") == node_id:
-                found[record.head["txid"]] = pointer
+                found[record.head["txid"]] = Commit(pointer, record.head["base"])
     return found
 
 

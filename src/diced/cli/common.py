@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from diced import registry
 from diced.array import DicedArray
 from diced.errors import InvalidError, LocationError
 from diced.repo import DicedRepo
@@ -54,7 +55,9 @@ def command(
         epilog=more or None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run, durability="power", version=None, quiet=False)
+    parser.set_defaults(
+        run=run, usage_error=parser.error, durability="power", version=None, quiet=False
+    )
     shared = parser.add_argument_group("common options")
     if version:
         shared.add_argument(
@@ -65,7 +68,7 @@ def command(
     if writes:
         shared.add_argument(
             "--durability", choices=("power", "process"), default="power",
-            help="power (default): written data survives a power cut; process: a kill",
+            help="what is written survives a power cut (power, the default) or a kill (process)",
         )  # fmt: skip
     if progress:
         shared.add_argument(
@@ -153,6 +156,21 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def text(given: str) -> str:
+    """Refuse a text that says nothing."""
+    if not given.strip():
+        raise argparse.ArgumentTypeError("must not be empty")
+    return given
+
+
+def kind(given: str) -> str:
+    """Check the kind of an array: one of diced's, or one that an installed package adds."""
+    known = registry.names("kind")
+    if given not in known:
+        raise argparse.ArgumentTypeError(f"{given!r} is not one of {', '.join(known)}")
+    return given
 
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)

@@ -12,6 +12,7 @@ from diced.errors import InvalidError
 from diced.export import FORMATS, export
 from diced.export import stack as writers
 from diced.ingest import ImageStack, Result, gaps, ingest, open_source
+from diced.walk import plural
 
 INGEST_MORE = """\
 FILES are images (PNG, JPEG, TIFF: one plane each), TIFF files of several pages, one .npy file, or
@@ -28,8 +29,9 @@ sizes and times, so a replaced image rewrites its slab only.
 """
 
 EXPORT_MORE = """\
-OUT ends in .npy, .h5 (or .h5:/dataset), .raw or .tif (several pages); anything else is the folder
-of a stack of images, one per plane. Files appear under their names only when they are complete.
+OUT ends in .npy, .h5 (or .h5:/dataset), .raw or .tif (several pages); a name without such an ending
+is the folder of a stack of images, one per plane. The folder that OUT is in must exist.
+Files appear under their names only when they are complete.
 
   diced export fly.diced fib19 grayscale planes --format tiff
   diced export fly.diced fib19 grayscale cut.h5:/em --box 2600:2700,:,:
@@ -150,10 +152,11 @@ def _allow_large_images(files: list[str]) -> None:
 def _show_result(args: argparse.Namespace, result: Result) -> None:
     text = (
         f"{result.array}: {common.span(result.start, result.stop)} at version {result.version},"
-        f" {common.human(result.written)} in {result.slabs - result.skipped} slabs"
+        f" {common.human(result.written)} in {plural(result.slabs - result.skipped, 'slabs')}"
     )
     if result.skipped:
-        text += f"; {result.skipped} slabs were stored already"
+        were = "was" if result.skipped == 1 else "were"
+        text += f"; {plural(result.skipped, 'slabs')} {were} stored already"
     common.show(args, result._asdict(), text)
 
 
@@ -190,9 +193,9 @@ def _cp(args: argparse.Namespace) -> None:
     elif len(words) == 4:
         _copy_in(args, words)
     else:
-        raise InvalidError(
+        args.usage_error(
             "cp takes STORE REPO ARRAY BOX OUT.npy or IN.npy STORE REPO ARRAY;"
-            f" got {len(words)} words"
+            f" got {plural(len(words), 'words')}"
         )
 
 

@@ -89,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = args.run(args)
         sys.stdout.flush()
         return int(code or 0)
+    except SystemExit as stop:  # a usage error that only the command could see
+        return int(stop.code or 0)
     except KeyboardInterrupt:
         print("diced: interrupted", file=sys.stderr)
         return INTERRUPTED

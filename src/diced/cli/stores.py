@@ -16,7 +16,7 @@ from diced.store import DicedStore
 
 def add_commands(commands: common.Commands) -> None:
     """Add the parsers."""
-    parser = common.command(commands, "init", _init, "create a store")
+    parser = common.command(commands, "init", _init, "create a store", writes=True)
     common.add_store(parser)
     parser.add_argument("--exist-ok", action="store_true", help="be content if there is one")
 
@@ -25,6 +25,7 @@ def add_commands(commands: common.Commands) -> None:
 
     parser = common.command(
         commands, "create", _create, "create a repo, or an array in one", version=True,
+        writes=True,
         more="Without ARRAY the repo is created; with it, the array in a repo that exists.",
     )  # fmt: skip
     common.add_store(parser, repo=True)
@@ -33,7 +34,11 @@ def add_commands(commands: common.Commands) -> None:
     group = parser.add_argument_group("the array")
     group.add_argument("--dtype", choices=DTYPES, help="default: uint8; uint64 with --labels")
     group.add_argument("--dims", type=common.positive, help="1 to 8, without channels; default: 3")
-    group.add_argument("--kind", choices=("image", "label", "keyvalue"))
+    # Names that packages add are looked up only for a kind that is given.
+    group.add_argument(
+        "--kind", type=common.kind, metavar="KIND",
+        help="image (default), label, keyvalue, or one that an installed package adds",
+    )  # fmt: skip
     group.add_argument("--unversioned", action="store_true", help="the same at every version")
     add_array_options(group)
 
@@ -51,7 +56,7 @@ def add_commands(commands: common.Commands) -> None:
 
     parser = common.command(
         commands, "delete", _delete, "delete a repo, or an array from all its versions",
-        version=True, more="This cannot be undone.",
+        version=True, writes=True, more="This cannot be undone.",
     )  # fmt: skip
     common.add_store(parser, repo=True)
     common.add_array(parser, required=False)
@@ -63,8 +68,9 @@ def add_array_options(group: Any) -> None:
     group.add_argument("--labels", action="store_true", help="uint64 labels")
     group.add_argument("--codec", help="raw, lz4, zstd[:level], gzip[:level], jpeg[:quality]; ...")
     group.add_argument(
-        "--block-shape", type=common.integers, metavar="Z,Y,X", help="default: 64,64,64"
-    )
+        "--block-shape", type=common.integers, metavar="Z,Y,X",
+        help="per axis, or one for all; default: 64,64,64; of 2-D arrays 512,512, of 1-D 262144",
+    )  # fmt: skip
     group.add_argument(
         "--voxel-size", type=common.numbers, metavar="Z,Y,X", help="per axis, or one for all"
     )
@@ -75,13 +81,17 @@ def array_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return what was said, for ``create_array``."""
     return {
         "codec": args.codec,
-        "block_shape": args.block_shape,
+        "block_shape": common.one_or_all(args.block_shape),
         "voxel_size": common.one_or_all(args.voxel_size),
         "units": common.one_or_all(args.units),
     }
 
 
 def _init(args: argparse.Namespace) -> None:
+    if common.location(args).lower().startswith("memory:"):
+        raise LocationError(
+            f"{common.location(args)!r} would be gone when this command ends; give a path"
+        )
     try:
         common.open_store(args).close()
     except LocationError:
@@ -120,6 +130,8 @@ def _create(args: argparse.Namespace) -> None:
         options = {key: value for key, value in array_options(args).items() if value is not None}
         if args.dims is not None:
             options["dims"] = args.dims
+        if isinstance(options.get("block_shape"), int):
+            options["block_shape"] = (options["block_shape"],) * (args.dims or 3)
         dtype = args.dtype or ("uint64" if kind == "label" else "uint8")
         array = repo.create_array(
             args.array, dtype, kind=kind, versioned=not args.unversioned, **options
@@ -217,7 +229,7 @@ def _fields(data: dict[str, Any]) -> list[str]:
         elif isinstance(value, dict):
             value = ", ".join(f"{name}={each}" for name, each in value.items())
         elif isinstance(value, list):
-            value = ", ".join(str(each) for each in value)
+            value = ", ".join(str(each) for each in value) if any(map(str, value)) else None
         elif isinstance(value, bool):
             value = "yes" if value else "no"
         rows.append((key, "none" if value is None else str(value)))

@@ -6,26 +6,34 @@ import argparse
 from typing import Any
 
 from diced.cli import common
+from diced.walk import plural
 
-CORRUPT = 6  # the exit code of CorruptError
+CORRUPT, MEDIUM, UNSUPPORTED = 6, 7, 12  # the exit codes of the errors
 
 FSCK_MORE = """\
-Quick (default): every record, tree page and pointer is checked. --full also reads and decodes every
-block. Neither changes anything. --rebuild restores records and indexes from the segments alone. The
-exit code is 6 if errors remain.
+Quick (default): every record, tree page and pointer is checked, but no block is read. --full also
+reads and decodes every block. Neither changes anything. --rebuild first restores records and
+indexes from the segments alone; stop all writers before. --adopt lets it take, for a record of an
+open version that is lost with all that names it, the only commit that fits.
+
+The exit code is 6 if errors remain; 7 or 12 if all of them are that something could not be read, or
+needs a package or a newer diced.
 """
 
 
 def add_commands(commands: common.Commands) -> None:
     """Add the parsers."""
     parser = common.command(
-        commands, "fsck", _fsck, "check a store for damage", more=FSCK_MORE, progress=True
-    )
+        commands, "fsck", _fsck, "check a store for damage",
+        more=FSCK_MORE, writes=True, progress=True,
+    )  # fmt: skip
     common.add_store(parser, repo=False)
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument("--full", action="store_true", help="read and decode every block")
-    group.add_argument(
+    parser.add_argument("--full", action="store_true", help="read and decode every block")
+    parser.add_argument(
         "--rebuild", action="store_true", help="restore lost logs and indexes, then check"
+    )
+    parser.add_argument(
+        "--adopt", action="store_true", help="with --rebuild: take commits that are likely lost"
     )
 
     parser = common.command(commands, "du", _du, "tell what takes the space: live and dead bytes")
@@ -33,36 +41,54 @@ def add_commands(commands: common.Commands) -> None:
     parser.add_argument("-b", "--bytes", action="store_true", help="plain numbers")
 
     parser = common.command(
-        commands, "sweep", _sweep, "remove what is left of deleted repos and arrays now"
-    )
+        commands, "sweep", _sweep, "remove what is left of deleted repos and arrays now",
+        writes=True,
+    )  # fmt: skip
     common.add_store(parser)
 
 
 def _fsck(args: argparse.Namespace) -> int:
     from diced import fsck, rebuild
+    from diced.lanecheck import UNCHECKED
 
     def say(text: str) -> None:
         if args.progress:
             common.note(args, text)
 
+    if args.adopt and not args.rebuild:
+        args.usage_error("--adopt goes with --rebuild")
     problems = []
-    counts: dict[str, int] = {}
+    rebuilt: dict[str, int] | None = None
     if args.rebuild:
         with common.open_store(args, write=True) as store:
-            report = rebuild.rebuild(store, args.repo, progress=say)
+            report = rebuild.rebuild(store, args.repo, progress=say, adopt=args.adopt)
         problems += report.problems
-        counts.update({f"{what} rebuilt": count for what, count in report.counts.items()})
+        rebuilt = report.counts
     with common.open_store(args) as store:
         report = fsck.check(store, args.repo, full=args.full, progress=say)
     problems += report.problems
-    counts.update(report.counts)
-    found = [each._asdict() for each in problems]
-    ok = not any(each["severity"] == "error" for each in found)
-    lines = [f"{each['severity']}: {each['where']}: {each['message']}" for each in found]
-    counted = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
-    lines.append(f"{'no errors' if ok else 'errors were found'}; {counted}")
-    common.show(args, {"ok": ok, "problems": found, "counts": counts}, lines)
-    return 0 if ok else CORRUPT
+    errors = {each.kind for each in problems if each.severity == "error"}
+    lines = [str(each) for each in problems]
+    if rebuilt is not None:
+        lines.append(_rebuilt(rebuilt))
+    counted = ", ".join(plural(count, what) for what, count in sorted(report.counts.items()))
+    sound = "no errors" if args.full else "indexes are sound; blocks were not read (--full does)"
+    lines.append(f"{'errors were found' if errors else sound}; {counted}")
+    data = {
+        "ok": not errors, "full": args.full, "problems": [each._asdict() for each in problems],
+        "counts": report.counts, "rebuilt": rebuilt,
+    }  # fmt: skip
+    common.show(args, data, lines)
+    if errors <= {"access", "medium"}:
+        return MEDIUM if errors else 0
+    return CORRUPT if errors - set(UNCHECKED) else UNSUPPORTED
+
+
+def _rebuilt(counts: dict[str, int]) -> str:
+    """Say what a rebuild did."""
+    done = {what: count for what, count in counts.items() if " " in what}
+    told = ", ".join(plural(count, what) for what, count in sorted(done.items()))
+    return f"{plural(counts.get('lanes', 0), 'lanes')} read, {told or 'nothing to rebuild'}"
 
 
 def _du(args: argparse.Namespace) -> None:
@@ -79,7 +105,12 @@ def _du_lines(args: argparse.Namespace, data: dict[str, Any]) -> list[str]:
     for repo in data["repos"]:
         lines.append(f"repo {repo['name']}")
         rows = [
-            (f"  {each['name']}", shown(each["live_bytes"]), "live", f"{each['blocks']} blocks")
+            (
+                f"  {each['name']}",
+                shown(each["live_bytes"]),
+                "live",
+                plural(each["blocks"], "blocks"),
+            )
             for each in repo["arrays"]
             if each["live_bytes"] or each["blocks"]
         ]
@@ -91,14 +122,14 @@ def _du_lines(args: argparse.Namespace, data: dict[str, Any]) -> list[str]:
             ("  + journal", shown(found["journal"]), "", "commits, to rebuild indexes from"),
             ("  + dead", shown(found["dead"]), "", "referred to by nothing"),
             ("  + index", shown(rest), "", "pages, logs, snapshots, locks"),
-            ("  = total", shown(repo["bytes"]["total"]), "", f"{repo['files']} files"),
+            ("  = total", shown(repo["bytes"]["total"]), "", plural(repo["files"], "files")),
         ]
         lines += common.table(rows)
-    lines.append(f"{data['url']}: {shown(data['bytes'])} in {data['files']} files")
+    lines.append(f"{data['url']}: {shown(data['bytes'])} in {plural(data['files'], 'files')}")
     return lines
 
 
 def _sweep(args: argparse.Namespace) -> None:
     with common.open_store(args, write=True) as store:
         removed = store.sweep()
-    common.show(args, {"objects": removed}, f"removed {removed} objects")
+    common.show(args, {"objects": removed}, f"removed {plural(removed, 'objects')}")

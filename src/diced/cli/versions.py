@@ -25,18 +25,25 @@ def add_commands(commands: common.Commands) -> None:
         version=True, writes=True,
     )  # fmt: skip
     common.add_store(parser, repo=True)
-    parser.add_argument("-m", "--message", required=True, help="becomes the version's note")
+    parser.add_argument(
+        "-m", "--message", required=True, type=common.text, help="becomes the version's note"
+    )
 
     parser = common.command(
         commands, "branch", _branch, "list the branches, or create a version below a locked one",
         version=True, writes=True,
-        more="With NAME the new version begins a branch; with --next it goes on with the branch"
-        "\nof the version it is created at. Without either the branches are listed.",
+        more="With NAME the new version begins a branch. With --next it goes on with its\n"
+        "parent's branch; where that has gone on already, a branch named after the new UUID\n"
+        "begins. Without either the branches are listed.",
     )  # fmt: skip
     common.add_store(parser, repo=True)
     group = parser.add_mutually_exclusive_group()
     group.add_argument("name", metavar="NAME", nargs="?", help="name of the new branch")
-    group.add_argument("--next", action="store_true", help="go on with the same branch")
+    group.add_argument(
+        "--next", action="store_true",
+        help="go on with the parent's branch; where that has gone on already, a branch named after"
+        " the new UUID begins",
+    )  # fmt: skip
     parser.add_argument("-m", "--message", default="", help="note of the new version")
 
     parser = common.command(

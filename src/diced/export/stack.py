@@ -18,7 +18,7 @@ import numpy as np
 from diced import pool
 from diced.array import DicedArray
 from diced.engine.base import translate
-from diced.errors import AlreadyExistsError, InvalidError, UnsupportedError
+from diced.errors import AlreadyExistsError, InvalidError, NotFoundError, UnsupportedError
 from diced.spec import DTYPES, MAX_CHANNELS
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]
@@ -34,6 +34,8 @@ _ENDINGS = {
     ".npy": "npy", ".h5": "hdf5", ".hdf5": "hdf5", ".raw": "raw", ".tif": "multitiff",
     ".tiff": "multitiff",
 }  # fmt: skip
+# A folder of such a name would be taken for a file.
+_FILES = (*_ENDINGS, ".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".pgm", ".ppm", ".npz")
 _HDF5 = re.compile(r"(?P<file>.*\.(?:h5|hdf5)):(?P<dataset>.+)", re.IGNORECASE)
 MEMORY = 2**30
 MAX_CLASSIC_TIFF = 2**32 - 2**25
@@ -58,8 +60,9 @@ def export(
     array : DicedArray
     target : str or path
         A file ending in ``.npy``, ``.h5`` (or ``.h5:/dataset``), ``.raw`` or ``.tif`` (several
-        pages); anything else is the folder of an image stack, made if missing, whose files
-        are called after the array and their first coordinate.
+        pages); a name without such an ending is the folder of an image stack, made if missing,
+        whose files are called after the array and their first coordinate. The folder that
+        `target` is in must exist.
     box : pair of tuple of int, optional
         First and last + 1 voxel, ZYX; everything written by default.
     format : str, optional
@@ -82,7 +85,7 @@ def export(
 
     Raises
     ------
-    AlreadyExistsError, InvalidError, UnsupportedError, EngineError
+    AlreadyExistsError, NotFoundError, InvalidError, UnsupportedError, EngineError
     """
     path = os.path.expanduser(os.fspath(target))
     dataset = "/data"
@@ -181,8 +184,8 @@ class _File:
         self.path = path
         self.overwrite = overwrite
         check_free(path, overwrite)
+        check_parent(path)
         folder, name = os.path.split(path)
-        os.makedirs(folder or ".", exist_ok=True)
         self.temp = os.path.join(folder, f".{name}.{os.getpid()}.part")
 
     def publish(self) -> None:
@@ -203,7 +206,14 @@ def check_free(path: str, overwrite: bool) -> None:
     if os.path.isdir(path):
         raise AlreadyExistsError(f"{path!r} is a folder")
     if not overwrite and os.path.lexists(path):
-        raise AlreadyExistsError(f"{path!r} exists; say that it may be overwritten")
+        raise AlreadyExistsError(f"{path!r} exists; --overwrite replaces it")
+
+
+def check_parent(path: str) -> None:
+    """Raise NotFoundError unless the folder that a path is in exists."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise NotFoundError(f"no folder {folder!r} for {os.path.basename(path)!r}")
 
 
 class _Npy:
@@ -335,6 +345,8 @@ class _Stack:
     ):
         _planar(array, format.upper())
         _suits(array, format)
+        _check_folder(folder, format)
+        self._folder = folder
         self._flat = array.numdims == 2
         self._overwrite = overwrite
         self._threads = threads
@@ -359,6 +371,7 @@ class _Stack:
 
     def _one(self, job: tuple[str, np.ndarray]) -> None:
         path, plane = job
+        os.makedirs(self._folder, exist_ok=True)
         file = _File(path, self._overwrite)
         try:
             self._save(file.temp, plane)
@@ -373,6 +386,20 @@ class _Stack:
 
     def close(self) -> None:
         return None
+
+
+def _check_folder(path: str, format: str) -> None:
+    """Raise unless a stack of images may go to a folder of this name."""
+    if os.path.isdir(path):
+        return
+    if os.path.lexists(path):
+        raise AlreadyExistsError(f"{path!r} is no folder, which a stack of {format} images needs")
+    if os.path.splitext(path)[1].lower() in _FILES:
+        raise InvalidError(
+            f"{path!r} would become a folder of {format} images; give a name without such an"
+            " ending, or make the folder first"
+        )
+    check_parent(path)
 
 
 def _planar(array: DicedArray, what: str) -> None:

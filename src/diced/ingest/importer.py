@@ -19,6 +19,7 @@ from diced.array import DicedArray
 from diced.errors import DicedException, InvalidError
 from diced.ingest.stack import Box, Source
 from diced.repo import DicedRepo
+from diced.walk import plural
 
 VERB = "ingest"
 # 1-D and 2-D slabs of one block would be small commits; volumes' are of one block's thickness.
@@ -97,8 +98,8 @@ def ingest(
     verb : str
         First word of the commits' operations. Any other makes them edits, which nothing resumes.
     **options
-        For `DicedRepo.create_array`: ``block_shape``, ``codec``, ``voxel_size``, ``units``, ...
-        An existing array must agree with those given.
+        For `DicedRepo.create_array`: ``block_shape`` (also one size for all axes), ``codec``,
+        ``voxel_size``, ``units``, ... An existing array must agree with those given.
 
     Returns
     -------
@@ -148,8 +149,8 @@ def _voxels(
                 values = next(parts, None)
             except DicedException as error:
                 raise type(error)(
-                    f"{error}; {number} of {len(todo) + skipped} slabs are stored, and the same"
-                    " command goes on from there once this is mended"
+                    f"{error}; {number} of {plural(len(todo) + skipped, 'slabs')} are stored, and"
+                    " the same command goes on from there once this is mended"
                 ) from error
             if values is None:
                 return
@@ -184,6 +185,8 @@ def _target(
         return array
     dims = len(source.shape) if dims is None else dims
     _fit(name, dims, source.channels, source)
+    if isinstance(given.get("block_shape"), int):
+        given["block_shape"] = (given["block_shape"],) * dims
     dtype = np.dtype(np.uint64) if labels else source.dtype
     created: DicedArray = repo.create_array(
         name, dtype, dims, islabel3D=labels, channels=source.channels, **given

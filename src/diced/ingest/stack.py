@@ -294,7 +294,11 @@ def _decode_image(pil: Any, path: str, palette: bool) -> np.ndarray:
     with _reading(path), open(path, "rb") as stream:
         head = stream.read(26)
         stream.seek(0)
-        with pil.open(stream) as image:
+        try:
+            opened = pil.open(stream)
+        except pil.UnidentifiedImageError:  # its text shows a stream, not a file
+            raise InvalidError(f"{path!r} is no image, or a damaged one") from None
+        with opened as image:
             if getattr(image, "n_frames", 1) > 1:
                 raise UnsupportedError(f"{path!r} is an animation; only TIFF may have pages")
             # Pillow would drop the lower 8 bits without a word.
