@@ -42,6 +42,7 @@ LEVELS: dict[str, float] = {
     "meta": 4.5,
     "history": 4.6,
     "attrs": 4.9,
+    "handle": 4.95,
     "array": 5.0,
     "files": 5.0,
     "repo": 5.1,

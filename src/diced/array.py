@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diced import grid
-from diced.attrs import Attributes
 from diced.blockio import Assignment, Blocks, Pending
-from diced.errors import CorruptError, InvalidError, LockedError
+from diced.errors import CorruptError, InvalidError
+from diced.handle import Handle
 from diced.spec import ArraySpec, array_fields, as_values
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ Extents = tuple[slice, ...] | slice
 STEP_VOXELS = 2**22
 
 
-class DicedArray:
+class DicedArray(Handle):
     """An n-dimensional array at the version that its repo object is at.
 
     Coordinates are signed 32-bit, in ZYX order for volumes; negative indices are coordinates, not
@@ -44,8 +44,7 @@ class DicedArray:
     """
 
     def __init__(self, repo: DicedRepo, spec: ArraySpec):
-        self._repo = repo
-        self._spec = spec
+        super().__init__(repo, spec)
         self._at: tuple[str, Blocks] | None = None
         self._batch = threading.local()
 
@@ -55,16 +54,6 @@ class DicedArray:
         return array_fields(name, **options)
 
     # -- description -----------------------------------------------------------------------
-
-    @property
-    def name(self) -> str:
-        """Name, unique in the repo."""
-        return self._spec.name
-
-    @property
-    def kind(self) -> str:
-        """``image``, ``label``, or a kind that a package added."""
-        return self._spec.kind
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -117,11 +106,6 @@ class DicedArray:
         return self._spec.codec
 
     @property
-    def versioned(self) -> bool:
-        """False if the array is the same at every version."""
-        return self._spec.versioned
-
-    @property
     def voxel_size(self) -> tuple[float, ...]:
         """Size of a voxel per axis, ZYX, in `units`."""
         return tuple(self._fields()["voxel_size"])
@@ -130,30 +114,6 @@ class DicedArray:
     def units(self) -> tuple[str, ...]:
         """Unit of `voxel_size` per axis."""
         return tuple(self._fields()["units"])
-
-    @property
-    def attrs(self) -> Attributes:
-        """JSON attributes, the same at every version."""
-
-        def edit(change: Any) -> None:
-            self._repo._check_writable()
-
-            def fields(stored: dict[str, Any]) -> dict[str, Any]:
-                return {**stored, "attrs": change(stored.get("attrs", {}))}
-
-            self._repo._history.edit_array(self._spec.id, fields)
-
-        return Attributes(
-            f"array {self.name!r}", lambda: dict(self._fields().get("attrs", {})), edit
-        )
-
-    def _fields(self) -> dict[str, Any]:
-        return self._repo._spec(self._spec).fields
-
-    @property
-    def locked(self) -> bool:
-        """True if nothing can be written here, because the version is locked."""
-        return self._spec.versioned and self._repo.locked
 
     @property
     def bounds(self) -> tuple[slice, ...] | None:
@@ -362,7 +322,7 @@ class DicedArray:
         for each in todo:
             pending.assign(state, each)
         if commit_now:
-            self._commit(pending, "write")
+            self._commit(pending.blocks.lane, pending.prepare, "write")
 
     @contextlib.contextmanager
     def batch(self, operation: str = "batch") -> Iterator[DicedArray]:
@@ -389,13 +349,7 @@ class DicedArray:
                 " nothing of the batch was written"
             )
         if pending.box is not None:
-            self._commit(pending, operation)
-
-    def _commit(self, pending: Pending, operation: str) -> None:
-        try:
-            pending.blocks.lane.commit(pending.prepare, op=operation, user=self._repo._history.user)
-        except LockedError:
-            raise self._locked_error() from None
+            self._commit(pending.blocks.lane, pending.prepare, operation)
 
     def _assignment(self, index: Any, value: Any, extents: grid.Box) -> list[Assignment]:
         spec = self._spec
@@ -455,12 +409,6 @@ class DicedArray:
     def _writable(self) -> Blocks:
         self._repo._check_writable(self._spec)
         return self._blocks()
-
-    def _locked_error(self) -> LockedError:
-        return LockedError(f"array {self.name!r}: {self._repo._locked_message()}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self._repo.get_array, (self.name,)
 
 
 def _runs(

@@ -10,15 +10,15 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from diced._compress import lz4_compress, lz4_decompress
-from diced.errors import CorruptError, InvalidError, LockedError, NotFoundError, near_matches
+from diced.errors import CorruptError, InvalidError, NotFoundError, near_matches
+from diced.handle import Handle
 from diced.log import Entry
 from diced.segment import MAX_KEY, VALUE, frame_header
-from diced.spec import ArraySpec
 from diced.state import Change, State
 from diced.versioned import Lane
 
 if TYPE_CHECKING:
-    from diced.repo import DicedRepo
+    pass
 
 SPACE = 0
 INLINE_VALUE = 256
@@ -26,41 +26,17 @@ RAW, LZ4 = 0, 1
 MAX_VALUE = 2**30
 
 
-class KeyValueArray:
+class KeyValueArray(Handle):
     """A mapping from text to bytes at the version that its repo object is at.
 
     Keys are any text whose UTF-8 form has 1 to 4,096 bytes; their order is that of the UTF-8
     bytes. Values are bytes (text is stored as UTF-8) of up to 1 GiB.
     """
 
-    def __init__(self, repo: DicedRepo, spec: ArraySpec):
-        self._repo = repo
-        self._spec = spec
-
     @staticmethod
     def describe(name: str, **_options: Any) -> dict[str, Any]:
         """Return what is stored of the options of ``create_array``: none apply here."""
         return {}
-
-    @property
-    def name(self) -> str:
-        """Name, unique in the repo."""
-        return self._spec.name
-
-    @property
-    def kind(self) -> str:
-        """Always ``keyvalue``."""
-        return self._spec.kind
-
-    @property
-    def versioned(self) -> bool:
-        """False if the keys are the same at every version."""
-        return self._spec.versioned
-
-    @property
-    def locked(self) -> bool:
-        """True if nothing can be written here, because the version is locked."""
-        return self._spec.versioned and self._repo.locked
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -161,7 +137,7 @@ class KeyValueArray:
         segments: set[int] = set()
         for key, value in values.items():
             delta[self._key(key)] = self._store(lane, self._key(key), value, segments)
-        self._commit(lane, delta, segments, operation)
+        self._put(lane, delta, segments, operation)
 
     def __delitem__(self, key: str) -> None:
         self._repo._check_writable(self._spec)
@@ -173,31 +149,21 @@ class KeyValueArray:
                 raise NotFoundError(f"no key {key!r} in {self.name!r}")
             return Change({SPACE: {name: None}}, {SPACE: [name]})
 
-        self._run(lane, prepare, f"delete {key}")
+        self._commit(lane, prepare, f"delete {key}")
 
     def delete_many(self, names: list[str], *, operation: str = "delete") -> None:
         """Delete several keys in one commit; absent ones are ignored."""
         self._repo._check_writable(self._spec)
         if isinstance(names, str):
             raise InvalidError(f"delete_many takes a list of names; got {names!r}")
-        self._commit(self._lane(), {self._key(name): None for name in names}, set(), operation)
+        self._put(self._lane(), {self._key(name): None for name in names}, set(), operation)
 
-    def _commit(
-        self,
-        lane: Lane,
-        delta: dict[bytes, Entry | None],
-        segments: set[int],
-        operation: str,
+    def _put(
+        self, lane: Lane, delta: dict[bytes, Entry | None], segments: set[int], operation: str
     ) -> None:
         if delta:
             change = Change({SPACE: delta}, {}, None, segments)
-            self._run(lane, lambda _state, _touched: change, operation)
-
-    def _run(self, lane: Lane, prepare: Any, operation: str) -> None:
-        try:
-            lane.commit(prepare, op=operation, user=self._repo._history.user)
-        except LockedError:
-            raise LockedError(f"{self.name!r}: {self._repo._locked_message()}") from None
+            self._commit(lane, lambda _state, _touched: change, operation)
 
     def _store(self, lane: Lane, name: bytes, value: bytes | str, segments: set[int]) -> Entry:
         try:
@@ -251,9 +217,6 @@ class KeyValueArray:
 
     def _lane(self) -> Lane:
         return self._repo._lane(self._spec)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self._repo.get_array, (self.name,)
 
 
 def _after_prefix(prefix: bytes) -> bytes | None:

@@ -1,0 +1,75 @@
+"""What array handles of every kind share: they follow the current version of their repo."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from diced.attrs import Attributes
+from diced.errors import LockedError
+from diced.spec import ArraySpec
+from diced.versioned import Lane, Prepare
+
+if TYPE_CHECKING:
+    from diced.repo import DicedRepo
+
+
+class Handle:
+    """An array of any kind at the version that its repo object is at.
+
+    Parameters
+    ----------
+    repo : DicedRepo
+    spec : ArraySpec
+    """
+
+    def __init__(self, repo: DicedRepo, spec: ArraySpec):
+        self._repo = repo
+        self._spec = spec
+
+    @property
+    def name(self) -> str:
+        """Name, unique in the repo."""
+        return self._spec.name
+
+    @property
+    def kind(self) -> str:
+        """``image``, ``label``, ``keyvalue``, or a kind that a package added."""
+        return self._spec.kind
+
+    @property
+    def versioned(self) -> bool:
+        """False if the content is the same at every version."""
+        return self._spec.versioned
+
+    @property
+    def locked(self) -> bool:
+        """True if nothing can be written here, because the version is locked."""
+        return self._spec.versioned and self._repo.locked
+
+    @property
+    def attrs(self) -> Attributes:
+        """JSON attributes, the same at every version."""
+
+        def edit(change: Any) -> None:
+            self._repo._check_writable()
+
+            def fields(stored: dict[str, Any]) -> dict[str, Any]:
+                return {**stored, "attrs": change(stored.get("attrs", {}))}
+
+            self._repo._history.edit_array(self._spec.id, fields)
+
+        return Attributes(
+            f"array {self.name!r}", lambda: dict(self._fields().get("attrs", {})), edit
+        )
+
+    def _fields(self) -> dict[str, Any]:
+        return self._repo._spec(self._spec).fields
+
+    def _commit(self, lane: Lane, prepare: Prepare, operation: str) -> None:
+        try:
+            lane.commit(prepare, op=operation, user=self._repo._history.user)
+        except LockedError:
+            raise LockedError(f"array {self.name!r}: {self._repo._locked_message()}") from None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._repo.get_array, (self.name,)
