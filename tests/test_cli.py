@@ -193,10 +193,10 @@ def test_a_store_from_the_environment(
 def test_the_kinds_are_those_registered(
     capsys: pytest.CaptureFixture[str], store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main(["create", store, "r", "a", "--kind", "mask"]) == 2
+    assert main(["create", store, "r", "a", "--kind", "kind-for-test"]) == 2
     assert "image, keyvalue, label" in capsys.readouterr().err
-    monkeypatch.setitem(registry._targets["kind"], "mask", "diced.array:DicedArray")
-    assert ok(capsys, "create", store, "r", "a", "--kind", "mask")["kind"] == "mask"
+    monkeypatch.setitem(registry._targets["kind"], "kind-for-test", "diced.array:DicedArray")
+    assert ok(capsys, "create", store, "r", "a", "--kind", "kind-for-test")["kind"] == "kind-for-test"
 
 
 def test_one_block_size_for_all_axes(

@@ -16,10 +16,16 @@ PACKAGE = pathlib.Path(__file__).parent / "extension"
 def extension(monkeypatch):
     """Install the example package by putting it on the path."""
     monkeypatch.syspath_prepend(str(PACKAGE))
+    forget()
     yield
+    forget()
+    sys.modules.pop("diced_extension", None)
+
+
+def forget():
+    """Make the registry look the names up anew."""
     for group, name in (("engine", "shout"), ("codec", "negative"), ("kind", "mask")):
         registry._resolved.pop((group, name), None)
-    sys.modules.pop("diced_extension", None)
 
 
 def test_engine_codec_and_kind_work_together(extension):
