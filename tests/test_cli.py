@@ -196,7 +196,9 @@ def test_the_kinds_are_those_registered(
     assert main(["create", store, "r", "a", "--kind", "kind-for-test"]) == 2
     assert "image, keyvalue, label" in capsys.readouterr().err
     monkeypatch.setitem(registry._targets["kind"], "kind-for-test", "diced.array:DicedArray")
-    assert ok(capsys, "create", store, "r", "a", "--kind", "kind-for-test")["kind"] == "kind-for-test"
+    assert (
+        ok(capsys, "create", store, "r", "a", "--kind", "kind-for-test")["kind"] == "kind-for-test"
+    )
 
 
 def test_one_block_size_for_all_axes(
