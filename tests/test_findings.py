@@ -3,6 +3,7 @@
 import gc
 import os
 import pickle
+import resource
 
 import numpy as np
 import pytest
@@ -273,3 +274,61 @@ def test_calls_that_are_right(repo):
     assert repo.files.get("", 5) == 5
     assert repo.create_array("l", islabel3D=True).dtype == np.uint64
     assert repo.create_array("d", dims=np.int64(2), voxel_size=np.int64(8)).voxel_size == (8, 8)
+
+
+def test_lists_with_numpy_integers_do_not_wrap(repo):
+    array = repo.create_array("a", np.uint8, 1)
+    for wrong in (
+        [np.uint64(2**64 - 1), 1],
+        [np.uint64(2**40 + 5), 1],
+        [np.int64(-1), np.uint64(7)],
+    ):
+        with pytest.raises(InvalidError):
+            array[0:2] = wrong
+    array[0:2] = [np.uint64(7), np.int64(8)]
+    assert array[0:2].tolist() == [7, 8]
+    with pytest.raises(InvalidError):
+        array[0] = "x" * 20_000_000
+
+
+def test_a_reader_far_behind_moves_onto_snapshots(tmp_path, repo, monkeypatch):
+    monkeypatch.setattr(versioned, "SNAPSHOT_ENTRIES", 64)
+    monkeypatch.setattr(versioned, "RECENT_ENTRIES", 16)
+    array = repo.create_array("a", np.uint8, 1, block_shape=(4,))
+    other = DicedStore(tmp_path / "s").open_repo("r")["a"]
+    for number in range(200):
+        array[80 * number : 80 * number + 80] = np.arange(80)
+        assert other[80 * number + 9] == 9
+    assert len(other._blocks().lane._state.overlay) < 2000
+    assert (other[0:80] == np.arange(80)).all()
+
+
+def test_a_batch_outlives_the_lanes_that_a_process_remembers(repo, monkeypatch):
+    from diced import history
+
+    monkeypatch.setattr(history, "MAX_KEPT", 3)
+    array = repo.create_array("a", np.uint8, 1)
+    others = [repo.create_array(f"o{n}", np.uint8, 1) for n in range(8)]
+    with array.batch():
+        array[0] = 1
+        for other in others:
+            other[0] = 1
+        array[1] = 2
+    assert array[0:2].tolist() == [1, 2]
+
+
+def test_stepped_reads_of_many_channels_are_bounded(repo):
+    array = repo.create_array("a", np.uint16, channels=128, block_shape=(16, 16, 16))
+    array[0:4, 0:4, 0:4] = 7
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result = array[0:160:16, 0:160:16, 0:160:16]
+    assert result[0, 0, 0, 5] == 7 and result[1:].max() == 0
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
+
+
+def test_closing_an_unpickled_store_does_not_close_others(store, repo):
+    repo.create_array("a", np.uint8, 1)[0] = 3
+    handle = pickle.loads(pickle.dumps(repo["a"]))
+    with pickle.loads(pickle.dumps(store)) as other:
+        assert other.list_repos() == store.list_repos()
+    assert handle[0] == 3

@@ -264,7 +264,8 @@ class DicedArray(Handle):
                 pending.overlay(chosen.lo, chosen.hi, target)
             return
         # Steps: dense boxes of bounded size, of which the wanted voxels are kept.
-        span = round(STEP_VOXELS ** (1 / self._spec.dims))
+        wide = sum(size > 1 for size in chosen.shape)
+        span = max(1, round((STEP_VOXELS // (self._spec.channels or 1)) ** (1 / max(1, wide))))
         strides = tuple(slice(None, None, step) for step in chosen.step)
         for window, lo, hi in _runs(chosen, self._spec.block_shape, span):
             size = tuple(b - a for a, b in zip(lo, hi, strict=True))
@@ -390,19 +391,22 @@ class DicedArray(Handle):
         """Return the blocks at the repo's current version."""
         repo, at = self._repo, self._at
         if at is not None and at[0] == repo._node_id and not at[1].lane.stale:
-            if self._spec.versioned and repo.locked:
+            if self._spec.versioned and repo._locked_id == at[0]:
                 return at[1]
-            if repo._lane(self._spec) is at[1].lane:
-                return at[1]
+        else:
+            at = None
         lane = repo._lane(self._spec)
+        if at is not None and at[1].lane is lane:
+            return at[1]
         blocks = Blocks(repo._history.home, lane, self._spec, repo.store.threads)
-        self._at = (repo._node_id, blocks)
+        # Of the lane, not of the repo, which another thread may have moved meanwhile.
+        self._at = (lane.node_id if self._spec.versioned else repo._node_id, blocks)
         return blocks
 
     def _pending(self, blocks: Blocks) -> Pending | None:
         """Return this thread's batch, if one is open."""
         pending: Pending | None = getattr(self._batch, "pending", None)
-        if pending is not None and pending.blocks.lane is not blocks.lane:
+        if pending is not None and pending.blocks.lane.node_id != blocks.lane.node_id:
             raise InvalidError(f"array {self.name!r}: the batch began at another version")
         return pending
 

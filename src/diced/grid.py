@@ -264,7 +264,8 @@ def runs(lo: int, size: int, step: int, block: int, span: int) -> Iterator[tuple
         if step > block:
             count = 1
         else:
-            end = max(first // block * block + block, first + span)
+            # Ends at a block's border, so that no block is decoded for two runs.
+            end = max(first // block * block + block, (first + span) // block * block)
             count = min(size - index, -(-(end - first) // step))
         yield index, count
         index += count

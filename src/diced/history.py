@@ -95,7 +95,7 @@ class History:
         self.meta = Meta(lane, (NODES, ARRAYS, TAGS, COUNTERS, DEAD))
         self._view: View | None = None
         self._locks: dict[str, dict[str, Base]] = {}
-        for old in self._lanes.values():
+        for old in list(self._lanes.values()):
             old.stale = True
         self._lanes = {}
 
@@ -359,7 +359,8 @@ class History:
                 lane = Lane(self.home, spec.id, where, Base())
             else:
                 lane = Lane(self.home, spec.id, where, self._root(spec, node.parents[0]))
-        _trim(self._lanes)
+        for old in _trim(self._lanes):
+            old.stale = True  # its handles get another, so that `renew` reaches all in use
         return self._lanes.setdefault((spec.id, where), lane)
 
     def operations(self, node_id: str, name: str | None) -> Iterator[dict[str, Any]]:
@@ -387,11 +388,13 @@ class History:
                     }  # fmt: skip
 
 
-def _trim(kept: dict[Any, Any]) -> None:
-    """Forget the oldest; whoever uses one holds it, and it can be made again."""
+def _trim(kept: dict[Any, Any]) -> list[Any]:
+    """Forget and return the oldest; whoever uses one holds it, and it can be made again."""
+    gone = []
     while len(kept) >= MAX_KEPT:
         with contextlib.suppress(KeyError, StopIteration, RuntimeError):  # other threads trim too
-            del kept[next(iter(kept))]
+            gone.append(kept.pop(next(iter(kept))))
+    return gone
 
 
 def locked_message(view: View, node: Node) -> str:

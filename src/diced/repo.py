@@ -19,7 +19,7 @@ from diced.errors import (
     near_matches,
 )
 from diced.files import KeyValueArray
-from diced.history import History, locked_message
+from diced.history import History, View, locked_message
 from diced.spec import ArrayDtype, ArraySpec
 from diced.versioned import Lane, now
 
@@ -46,8 +46,8 @@ class DicedRepo:
         self._id = repo_id
         self._history = history
         self._node_id = node_id
-        # Node status only moves forward, and once locked it needs no further look.
-        self._known_locked = False
+        # A node that was seen locked: status only moves forward, so it needs no further look.
+        self._locked_id = ""
 
     # -- description -----------------------------------------------------------------------
 
@@ -78,9 +78,14 @@ class DicedRepo:
     @property
     def locked(self) -> bool:
         """True if the current version is locked."""
-        if not self._known_locked:
-            self._known_locked = self._node().status != OPEN
-        return self._known_locked
+        node_id = self._node_id
+        return self._locked_id == node_id or self._is_locked(self._history.view(), node_id)
+
+    def _is_locked(self, view: View, node_id: str) -> bool:
+        locked = view.dag.nodes[node_id].status != OPEN
+        if locked:
+            self._locked_id = node_id
+        return locked
 
     def _node(self) -> Node:
         return self._history.view().dag.nodes[self._node_id]
@@ -307,7 +312,6 @@ class DicedRepo:
         if not isinstance(uuid, str):
             raise InvalidError(f"a version is named by text; got {uuid!r}")
         self._node_id = self._history.view().dag.resolve(uuid).id
-        self._known_locked = False
 
     def versions(self) -> list[VersionInfo]:
         """Return all versions in order of birth."""
@@ -422,11 +426,13 @@ class DicedRepo:
     # -- for arrays ------------------------------------------------------------------------
 
     def _lane(self, spec: ArraySpec) -> Lane:
+        node_id = self._node_id
         # At a locked version nothing can have changed; elsewhere the array may be gone.
-        if not (spec.versioned and self.locked):
+        if not (spec.versioned and self._locked_id == node_id):
             self._spec(spec)
+            self._is_locked(self._history.known(), node_id)
         try:
-            return self._history.lane(spec, self._node_id)
+            return self._history.lane(spec, node_id)
         except CorruptError:
             self._spec(spec)  # deleted and swept: that is the better answer
             raise
@@ -464,7 +470,7 @@ class DicedRepo:
         return f"<DicedRepo {self.name!r} at {state} version {self.uuid[:12]}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return self.store._reopen_repo, (self._id, self._node_id, self.readonly)
+        return self.store._pickled_repo(self._id, self._node_id, self.readonly)
 
     def __enter__(self) -> DicedRepo:
         return self

@@ -272,7 +272,7 @@ def check_values(values: np.ndarray, dtype: np.dtype[Any], what: str) -> None:
     """Raise what `cast` would raise, in bounded memory and before anything is written."""
     if values.dtype == dtype or (values.dtype.kind in "biuf" and _always_fits(values.dtype, dtype)):
         return
-    if values.nbytes <= CHECK_BYTES:
+    if values.dtype.kind not in "biuf" or values.nbytes <= CHECK_BYTES:
         cast(values, dtype, what)
         return
     if values.shape[0] == 1:
@@ -295,11 +295,18 @@ def as_values(value: Any, dtype: np.dtype[Any], what: str) -> np.ndarray:
     """
     try:
         values = np.asarray(value)
-        if not hasattr(value, "dtype") and dtype.kind in "iu" and values.dtype.kind in "fO":
-            # numpy makes floats of integers that share no type of 64 bits.
+        bare = dtype.kind in "iu" and not hasattr(value, "dtype")
+        # numpy makes floats, or objects, of integers that share no type of 64 bits.
+        if bare and (
+            values.dtype.kind == "O"
+            or (values.dtype.kind == "f" and bool(np.any(np.abs(values) >= 2.0**53)))
+        ):
             exact = np.asarray(value, dtype=object)
             if all(isinstance(each, (int, np.integer)) for each in exact.flat):
-                values = exact.astype(dtype)
+                whole = [int(each) for each in exact.flat]
+                values = np.array(whole, dtype).reshape(exact.shape)
+                if [int(each) for each in values.flat] != whole:
+                    raise OverflowError(f"an integer of {whole[:4]}... does not fit {dtype.name}")
     except (OverflowError, TypeError, ValueError) as error:
         raise InvalidError(f"{what}: {error}") from None
     check_values(values, dtype, what)

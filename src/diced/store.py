@@ -118,7 +118,7 @@ class DicedStore:
         """Forget what was read: a rebuild replaces what otherwise never changes."""
         lane = Lane(self._home, keys.META_LANE, keys.NO_NODE, Base(), journal=False)
         self._meta = Meta(lane, (REPOS, INFO, DEAD))
-        for history in self._histories.values():
+        for history in list(self._histories.values()):
             history.renew()
 
     def _open(self, create: bool) -> str:
@@ -306,7 +306,9 @@ class DicedStore:
             return [(REPOS, key, None), (DEAD, key, tables[REPOS][key]["name"])]
 
         self._meta.transact(edit, op=f"delete repo {name}", user=self.user)
-        self._histories.pop(key.decode(), None)
+        history = self._histories.pop(key.decode(), None)
+        if history is not None:
+            history.home.close()
         self._sweep_later()
 
     def sweep(self) -> int:
@@ -397,13 +399,10 @@ class DicedStore:
             found = self._histories.setdefault(repo_id, History(home, self.user))
         return found
 
-    def _reopen_repo(self, repo_id: str, node_id: str, readonly: bool) -> DicedRepo:
-        """Open by internal ids, which is what a pickled repo holds."""
-        self._repo_fields(repo_id)
-        history = self._history(repo_id)
-        if node_id not in history.view().dag.nodes:
-            raise NotFoundError(f"the pickled version is not in {self.url}")
-        return DicedRepo(self, repo_id, history, node_id, readonly)
+    def _pickled_repo(self, *ids: Any) -> tuple[Any, ...]:
+        """Return the reduced form of a repo: internal ids, and how to open the store."""
+        _, options = self.__reduce__()
+        return _reopen_repo, (*options, *ids)
 
     def _check_writable(self) -> None:
         if self.readonly:
@@ -411,7 +410,7 @@ class DicedStore:
 
     def close(self) -> None:
         """Close files. Nothing is lost without it: what was acknowledged is stored."""
-        for history in self._histories.values():
+        for history in list(self._histories.values()):
             history.home.close()
         self._home.close()
         self.engine.close()
@@ -435,16 +434,26 @@ class DicedStore:
         return _reopen, (self.url, options)
 
 
-# Stores that pickles opened, so that a worker's thousand handles share one.
-_reopened: weakref.WeakValueDictionary[Any, DicedStore] = weakref.WeakValueDictionary()
-
-
 def _reopen(url: str, options: dict[str, Any]) -> DicedStore:
+    return DicedStore(url, create=False, **options)
+
+
+# Stores that pickled repos and arrays opened, so that a worker's thousand handles share one.
+_shared: weakref.WeakValueDictionary[Any, DicedStore] = weakref.WeakValueDictionary()
+
+
+def _reopen_repo(
+    url: str, options: dict[str, Any], repo_id: str, node_id: str, readonly: bool
+) -> DicedRepo:
     key = (os.getpid(), url, *sorted(options.items()))
-    store = _reopened.get(key)
+    store = _shared.get(key)
     if store is None or store.closed:
-        store = _reopened[key] = DicedStore(url, create=False, **options)
-    return store
+        store = _shared[key] = _reopen(url, options)
+    store._repo_fields(repo_id)
+    history = store._history(repo_id)
+    if node_id not in history.view().dag.nodes:
+        raise NotFoundError(f"the pickled version is not in {url}")
+    return DicedRepo(store, repo_id, history, node_id, readonly)
 
 
 def _login_name() -> str:

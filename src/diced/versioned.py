@@ -84,6 +84,7 @@ class Lane:
         self._snapshot_number = 0
         self._snapshot_backoff = 0
         self._rebase_due = 0
+        self._rebase_size = 0
         self._folded = 0  # entries in the newest snapshot's trees
         self._state: State | None = None
         if final:
@@ -119,12 +120,12 @@ class Lane:
                 raise CorruptError(f"{self.log.prefix}: a record follows the lock")
             record = self._whole(self.log.read(number))
             self._state = state = self._fold_in(state, number, record)
-        if state.number >= self._rebase_due and (
-            len(state.overlay) > 2 * SNAPSHOT_GROWTH * SNAPSHOT_ENTRIES
-            or state.number - self._snapshot_number > 2 * self._snapshot_records
-        ):
-            self._rebase_due = state.number + self._snapshot_records // 2
+        behind = state.number - self._snapshot_number > 2 * self._snapshot_records
+        limit = self._rebase_size + 2 * SNAPSHOT_GROWTH * SNAPSHOT_ENTRIES
+        if len(state.overlay) > limit or (behind and state.number >= self._rebase_due):
             self._state = state = self._rebase(state)
+            self._rebase_due = state.number + self._snapshot_records // 2
+            self._rebase_size = len(state.overlay)
         return state
 
     def _open(self, known: State | None) -> State:
@@ -146,11 +147,10 @@ class Lane:
         if snapshot is None or snapshot.head["number"] <= self._snapshot_number:
             return state
         number = snapshot.head["number"]
-        if any(each not in self._recent for each in range(number + 1, state.number + 1)):
-            return state
         overlay = Overlay()
         for each in range(number + 1, state.number + 1):
-            overlay.add(each, self._recent[each])
+            delta = self._recent.get(each)
+            overlay.add(each, self._whole(self.log.read(each)).delta if delta is None else delta)
         self._txids = self._txids[number - self._snapshot_number :]
         self._snapshot_number = number
         self._folded = snapshot.head.get("entries", 0)
