@@ -252,8 +252,11 @@ def cast(values: np.ndarray, dtype: np.dtype[Any], what: str) -> np.ndarray:
             return result
         # Back again, because a comparison of an integer with a float rounds the integer.
         kept = (result.astype(values.dtype) == values) & ((result < 0) == (values < 0))
+        # Beyond the integers some processors saturate, and would come back equal.
         if values.dtype.kind == "f" and dtype.kind in "iu":
             kept &= values < 2.0 ** (dtype.itemsize * 8 - (dtype.kind == "i"))
+        if values.dtype.kind in "iu" and dtype.kind == "f":
+            kept &= result < 2.0 ** (values.dtype.itemsize * 8 - (values.dtype.kind == "i"))
     if not kept.all():
         raise InvalidError(
             f"{what}: {values.dtype} value {values[~kept].flat[0]} cannot be stored as {dtype.name}"
