@@ -20,6 +20,7 @@ LEVELS: dict[str, float] = {
     "_strides": 0.05,
     "library": 0.05,
     "_*": 0.1,  # all other kernels
+    "extras": 0.2,
     "jsontext": 0.2,
     "registry": 0.5,
     "coders": 0.9,

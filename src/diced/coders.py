@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ def block_nbytes(dtype: Any, block_shape: Sequence[int], channels: int | None = 
     return math.prod(block_shape) * item * (channels or 1)
 
 
-class Codec:
+class Codec(ABC):
     """One codec for blocks of one shape and type. Stateless: threads can share it.
 
     Attributes
@@ -132,11 +133,13 @@ class Codec:
             )
         self._decode(payload, out, start, stream)
 
+    @abstractmethod
     def _encode(self, src: np.ndarray) -> bytes:
-        raise NotImplementedError
+        """Encode a block that `encode` has checked."""
 
+    @abstractmethod
     def _decode(self, payload: Any, out: np.ndarray, start: Sequence[int], stream: bool) -> None:
-        raise NotImplementedError
+        """Fill a window that `decode` has checked."""
 
     def _window(self, block: np.ndarray, out: np.ndarray, start: Sequence[int]) -> np.ndarray:
         if out.shape == self._shape:

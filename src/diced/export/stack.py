@@ -19,6 +19,7 @@ from diced import pool
 from diced.array import DicedArray
 from diced.engine.base import translate
 from diced.errors import AlreadyExistsError, InvalidError, NotFoundError, UnsupportedError
+from diced.extras import need
 from diced.spec import DTYPES, MAX_CHANNELS
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]
@@ -271,7 +272,7 @@ class _Hdf5:
         shape: tuple[int, ...],
         overwrite: bool,
     ):
-        h5py = _need("h5py")
+        h5py = need("h5py")
         self._file = _File(path, overwrite)
         self._h5 = h5py.File(self._file.temp, "w")
         chunks = tuple(min(a, b) for a, b in zip(array.chunks, shape, strict=True))
@@ -300,7 +301,7 @@ class _Pages:
     """One TIFF file of several pages."""
 
     def __init__(self, array: DicedArray, path: str, shape: tuple[int, ...], overwrite: bool):
-        tifffile = _need("tifffile")
+        tifffile = need("tifffile")
         _planar(array, "TIFF")
         _suits(array, "tiff")
         self._file = _File(path, overwrite)
@@ -439,8 +440,8 @@ def _tiff_options(array: DicedArray) -> dict[str, Any]:
 def _saver(array: DicedArray, format: str, quality: int) -> Callable[[str, np.ndarray], None]:
     """Return what writes one image to a path."""
     if format == "tiff":
-        return functools.partial(_need("tifffile").imwrite, **_tiff_options(array))
-    pil = _need("PIL")
+        return functools.partial(need("tifffile").imwrite, **_tiff_options(array))
+    pil = need("PIL")
     options = (
         {"quality": quality} if format == "jpeg" else {"compress_level": 1}
     )  # EM is noise: more gains little
@@ -449,21 +450,3 @@ def _saver(array: DicedArray, format: str, quality: int) -> Callable[[str, np.nd
         pil.fromarray(np.ascontiguousarray(plane)).save(path, format=format.upper(), **options)
 
     return save
-
-
-def _need(module: str) -> Any:
-    """Import an optional package, or say how to install it."""
-    try:
-        if module == "PIL":
-            from PIL import Image
-
-            return Image
-        if module == "tifffile":
-            import tifffile
-
-            return tifffile
-        import h5py
-
-        return h5py
-    except ImportError:
-        raise UnsupportedError(f"this needs {module}: pip install 'diced[images]'") from None

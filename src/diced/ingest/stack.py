@@ -27,6 +27,7 @@ from diced.errors import (
     UnsupportedError,
     near_matches,
 )
+from diced.extras import need
 from diced.ingest.paths import expand
 
 T = TypeVar("T")
@@ -76,24 +77,6 @@ class Source(Protocol):
     def close(self) -> None:
         """Close the files."""
         ...
-
-
-def need(module: str, package: str) -> Any:
-    """Import an optional package, or say how to install it."""
-    try:
-        if module == "PIL":
-            from PIL import Image
-
-            return Image
-        if module == "tifffile":
-            import tifffile
-
-            return tifffile
-        import h5py
-
-        return h5py
-    except ImportError:
-        raise UnsupportedError(f"this needs {package}: pip install 'diced[images]'") from None
 
 
 def identify(path: str) -> Identity:
@@ -283,7 +266,7 @@ def _reading(path: str) -> Iterator[None]:
 
 def _image(path: str, palette: bool) -> np.ndarray:
     """Decode a single image: (Y, X) or (Y, X, channels)."""
-    pil = need("PIL", "Pillow")
+    pil = need("PIL")
     try:
         return _decode_image(pil, path, palette)
     except pil.DecompressionBombError as error:
@@ -320,7 +303,7 @@ class _Tiff:
 
     def __init__(self, path: str):
         self.path = path
-        tifffile = need("tifffile", "tifffile")
+        tifffile = need("tifffile")
         with _reading(path):
             self._file = tifffile.TiffFile(path)
         try:
@@ -424,7 +407,7 @@ def _open_npy(path: str, channels: bool) -> ArrayFile:
 
 
 def _open_hdf5(path: str, dataset: str | None, channels: bool) -> ArrayFile:
-    h5py = need("h5py", "h5py")
+    h5py = need("h5py")
     identify(path)
     with _reading(path):
         file = h5py.File(path, "r")
