@@ -104,22 +104,24 @@ def constant_reference(src: np.ndarray, unit: int = 1) -> bytes | None:
     return elements.pop() if len(elements) == 1 else None
 
 
-def partition_reference(
-    lo: Sequence[int], hi: Sequence[int], shape: Sequence[int]
-) -> list[tuple[tuple[int, ...], ...]]:
-    """Return (coords, begin, count, out, whole) of each block that the box meets, in C order."""
+def cut_reference(
+    lo: Sequence[int], hi: Sequence[int], shape: Sequence[int], origin: Sequence[int] | None = None
+) -> tuple[list[bytes], list[list[list[int]]], list[int]]:
+    """Return (keys, [begin, count, out], whole) of the blocks that the box meets, in key order."""
     axes = []
-    for low, high, size in zip(lo, hi, shape, strict=True):
+    for low, high, size, zero in zip(lo, hi, shape, origin or lo, strict=True):
         parts = []
         for block in range(low // size, (high - 1) // size + 1) if high > low else ():
             voxels = range(max(low, block * size), min(high, (block + 1) * size))
-            parts.append((block, voxels[0] - block * size, len(voxels), voxels[0] - low))
+            parts.append((block, voxels[0] - block * size, len(voxels), voxels[0] - zero))
         axes.append(parts)
     rows = []
     for row in itertools.product(*axes):
-        coords, begin, count, out = zip(*row, strict=True)
-        rows.append((coords, begin, count, out, (int(count == tuple(shape)),)))
-    return rows
+        coords, begin, count, out = (list(each) for each in zip(*row, strict=True))
+        rows.append((morton_reference(coords), [begin, count, out], int(count == list(shape))))
+    rows.sort()
+    keys, table, whole = ([row[i] for row in rows] for i in range(3))
+    return keys, table, whole
 
 
 def morton_reference(coords: Sequence[int]) -> bytes:

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from reference import (
     constant_reference,
     copy_reference,
+    cut_reference,
     morton_reference,
-    partition_reference,
 )
 
-from diced import _blocks, _voxels
+from diced import _blocks, _cut, _voxels, grid
 from diced.errors import BadIndexError, InvalidError
 
 DTYPES = ["u1", "?", "<u2", "<f2", "<f4", "<i8", "<c16", "V3", "V32", "V48", "V64"]
@@ -219,33 +219,44 @@ def boxes(draw):
     return lo, hi, [draw(st.integers(1, 7)) for _ in range(dims)]
 
 
-class TestPartition:
-    @given(boxes())
-    def test_equals_reference(self, box):
-        parts = _blocks.partition(*box)
-        rows = list(
-            zip(
-                *(map(tuple, each.tolist()) for each in parts[:4]),
-                [(whole,) for whole in parts[4].tolist()],
-                strict=True,
-            )
-        )
-        assert rows == partition_reference(*box)
-        assert [each.dtype for each in parts] == [np.int64] * 4 + [np.uint8]
-        assert parts[0].shape == (len(rows), len(box[0]))
+class TestCut:
+    @given(boxes(), st.booleans())
+    def test_equals_reference(self, box, shifted):
+        lo, hi, shape = box
+        origin = [5, -3, 2, -7][: len(lo)] if shifted else None
+        keys, table, whole = _cut.cut(lo, hi, shape, origin)
+        assert (keys, table.tolist(), list(whole)) == cut_reference(lo, hi, shape, origin)
+        assert table.dtype == np.int64 and table.flags.c_contiguous
+        assert table.shape == (len(keys), 3, len(lo))
+        assert _cut.count(lo, hi, shape) == len(keys)
+
+    @given(boxes(), st.lists(st.integers(-(2**30), 2**30), min_size=4, max_size=4))
+    def test_anywhere(self, box, place):
+        lo, hi, shape = box
+        lo = [a + p for a, p in zip(lo, place, strict=False)]
+        hi = [b + p for b, p in zip(hi, place, strict=False)]
+        keys, table, whole = _cut.cut(lo, hi, shape)
+        assert (keys, table.tolist(), list(whole)) == cut_reference(lo, hi, shape)
+
+    def test_a_thousand_blocks(self):
+        lo, hi, shape = [-500, 70, -64], [300, 700, 999], [64, 64, 64]
+        keys, table, whole = _cut.cut(lo, hi, shape)
+        assert len(keys) > 1000
+        assert (keys, table.tolist(), list(whole)) == cut_reference(lo, hi, shape)
 
     def test_corners_of_the_space(self):
         low, high = -(2**31), 2**31
-        coords, begin, count, out, whole = _blocks.partition([low], [high], [2**30])
-        assert coords.tolist() == [[-2], [-1], [0], [1]]
-        assert (begin.tolist(), whole.tolist()) == ([[0]] * 4, [1] * 4)
-        assert out[-1, 0] + count[-1, 0] == 2**32
-        coords, *_ = _blocks.partition([high - 1], [high], [1])
-        assert coords.tolist() == [[high - 1]]
+        keys, table, whole = _cut.cut([low], [high], [2**30])
+        assert keys == [morton_reference([each]) for each in (-2, -1, 0, 1)]
+        assert (table[:, 0].tolist(), list(whole)) == ([[0]] * 4, [1] * 4)
+        assert table[-1, 2, 0] + table[-1, 1, 0] == 2**32
+        keys, _, _ = _cut.cut([high - 1], [high], [1])
+        assert keys == [b"\xff\xff\xff\xff"]
 
     def test_eight_dimensions(self):
-        coords, *_ = _blocks.partition([-1] * 8, [1] * 8, [4] * 8)
-        assert coords.shape == (256, 8)
+        keys, table, _ = _cut.cut([-1] * 8, [1] * 8, [4] * 8)
+        assert table.shape == (256, 3, 8)
+        assert keys == sorted(keys) and len(set(keys)) == 256
 
     @pytest.mark.parametrize(
         "lo, hi, shape, error",
@@ -254,15 +265,60 @@ class TestPartition:
             ([], [], [], InvalidError),
             ([0] * 9, [1] * 9, [1] * 9, InvalidError),
             ([0], [1], [0], InvalidError),
+            ([0], [1], [2**70], InvalidError),
             ([2], [1], [1], InvalidError),
             ([0], [2**31 + 1], [64], BadIndexError),
             ([-(2**31) - 1], [0], [64], BadIndexError),
+            ([0], [2**70], [64], BadIndexError),
+            ([-(2**70)], [0], [64], BadIndexError),
             ([0, 0], [2**31, 2**31], [1, 1], InvalidError),
         ],
     )
     def test_refuses(self, lo, hi, shape, error):
         with pytest.raises(error):
-            _blocks.partition(lo, hi, shape)
+            _cut.cut(lo, hi, shape)
+
+    def test_refuses_an_origin_of_other_axes(self):
+        with pytest.raises(InvalidError, match="origin"):
+            _cut.cut([0, 0], [1, 1], [4, 4], [0])
+
+    def test_count_is_capped(self):
+        assert _cut.count([-(2**31)] * 8, [2**31] * 8, [1] * 8) == 2**31
+        assert _cut.count([-(2**31)] * 3, [2**31, 2**31, -(2**31)], [1] * 3) == 0
+
+    @given(boxes())
+    def test_as_a_grid_sees_it(self, box):
+        lo, hi, shape = box
+        cut = grid.Cut(lo, hi, shape)
+        assert len(cut) == len(cut.keys)
+        for i, key in enumerate(cut.keys):
+            assert key == morton_reference(cut.coords[i].tolist())
+            start = cut.coords[i] * shape + cut.begin[i]
+            assert (start - lo).tolist() == cut.out[i].tolist()
+            assert bool(cut.whole[i]) == (cut.count[i].tolist() == shape)
+
+
+class TestPieces:
+    def test_tile_a_box_at_block_borders(self, monkeypatch):
+        monkeypatch.setattr(grid, "BLOCKS_PER_PIECE", 10)
+        lo, hi, shape = (-7, 3, 11), (40, 30, 12), (5, 4, 3)
+        seen = np.zeros([b - a for a, b in zip(lo, hi, strict=True)], int)
+        keys = []
+        for low, high in grid.pieces(lo, hi, shape):
+            cut = grid.Cut(low, high, shape, lo)
+            assert 1 <= len(cut) <= 10
+            keys += cut.keys
+            for start, count in zip(cut.out.tolist(), cut.count.tolist(), strict=True):
+                seen[tuple(slice(a, a + n) for a, n in zip(start, count, strict=True))] += 1
+        assert (seen == 1).all()
+        assert sorted(keys) == grid.Cut(lo, hi, shape).keys
+
+    def test_of_a_small_box_are_the_box(self):
+        assert list(grid.pieces((1, 2), (3, 4), (2, 2))) == [((1, 2), (3, 4))]
+
+    def test_of_all_space_come_one_by_one(self):
+        first = next(iter(grid.pieces((-(2**31),) * 3, (2**31,) * 3, (64, 64, 64))))
+        assert len(grid.Cut(*first, (64, 64, 64))) <= grid.BLOCKS_PER_PIECE
 
 
 class TestMorton:
@@ -270,21 +326,21 @@ class TestMorton:
     def test_equals_reference_and_returns(self, rows):
         dims = len(rows[0]) if rows else 3
         coords = np.array(rows, np.int64).reshape(len(rows), dims)
-        keys = _blocks.morton(coords)
+        keys = _cut.morton(coords)
         assert [key.tobytes() for key in keys] == [morton_reference(row) for row in rows]
-        assert np.array_equal(_blocks.unmorton(keys, dims), coords)
+        assert np.array_equal(_cut.unmorton(keys, dims), coords)
 
     def test_neighbours_share_a_prefix(self):
-        keys = _blocks.morton(np.array([[2, 4, 6], [3, 5, 7], [2, 4, 8]]))
+        keys = _cut.morton(np.array([[2, 4, 6], [3, 5, 7], [2, 4, 8]]))
         assert bytes(keys[0])[:11] == bytes(keys[1])[:11] != bytes(keys[2])[:11]
 
     @pytest.mark.parametrize("value", [2**31, -(2**31) - 1, 2**40])
     def test_refuses_beyond_int32(self, value):
         with pytest.raises(InvalidError, match=str(value)):
-            _blocks.morton(np.array([[0, 0, 0], [0, value, 0]]))
+            _cut.morton(np.array([[0, 0, 0], [0, value, 0]]))
 
     def test_refuses_other_widths(self):
         with pytest.raises(InvalidError):
-            _blocks.unmorton(np.zeros((2, 11), np.uint8), 3)
+            _cut.unmorton(np.zeros((2, 11), np.uint8), 3)
         with pytest.raises(InvalidError):
-            _blocks.morton(np.zeros((2, 9), np.int64))
+            _cut.morton(np.zeros((2, 9), np.int64))

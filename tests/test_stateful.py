@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from model import FIRST_BLOCK, LAST_BLOCK, Content, Kind, Repo, key_order, same
 
 import diced
-from diced import blockio, grid, index, segment, versioned
+from diced import blocks, grid, index, pending, segment, versioned
 from diced.engine import memory
 
 DTYPES = [
@@ -46,9 +46,12 @@ SMALL = [
     (index, "PAGE_COST", 2048),
     (index, "_ENTRY_COST", 512),
     (index, "_LEAST_COST", 512),
-    (blockio, "JOIN_GAP", 64),
-    (blockio, "READ_BYTES", 500),
-    (blockio, "WRITE_BYTES", 500),
+    (blocks, "JOIN_GAP", 64),
+    (blocks, "READ_BYTES", 500),
+    (blocks, "PARALLEL_BLOCKS", 1),
+    (blocks, "OPEN_AT_ONCE", 2),
+    (pending, "GROUP_BYTES", 500),
+    (pending, "GROUP_BLOCKS", 1),
     (grid, "BLOCKS_PER_PIECE", 3),
     (segment, "ROLL_BYTES", 4000),
     (segment, "MAX_UNSYNCED", 2),

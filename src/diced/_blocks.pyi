@@ -1,16 +1,4 @@
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-Array = NDArray[np.int64]
-
 def copy(src: Any, dst: Any) -> None: ...
 def gather(src: Any) -> bytes: ...
-def partition(
-    lo: list[int] | tuple[int, ...],
-    hi: list[int] | tuple[int, ...],
-    block_shape: list[int] | tuple[int, ...],
-) -> tuple[Array, Array, Array, Array, NDArray[np.uint8]]: ...
-def morton(coords: Array) -> NDArray[np.uint8]: ...
-def unmorton(keys: NDArray[np.uint8], ndim: int) -> Array: ...

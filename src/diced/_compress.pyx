@@ -40,11 +40,6 @@ SOURCES = library.SOURCES
 cdef class _Bytes:
     """A held contiguous buffer."""
 
-    cdef Py_buffer buffer
-    cdef bint held
-    cdef unsigned char* start
-    cdef Py_ssize_t size
-
     def __cinit__(self, obj, str what, bint writable):
         try:
             PyObject_GetBuffer(
@@ -79,17 +74,8 @@ cdef bytes _shortened(PyObject** out, Py_ssize_t size):
     return result
 
 
-ctypedef int (*lz4_compress_t)(const char*, char*, int, int, int) noexcept nogil
-ctypedef int (*lz4_decompress_t)(const char*, char*, int, int) noexcept nogil
-
-
 cdef class _Lz4:
     """One way to LZ4: C functions, or the Python package if the pointers are NULL."""
-
-    cdef lz4_compress_t c_compress
-    cdef lz4_decompress_t c_decompress
-    cdef object package
-    cdef dict facts
 
     def __init__(self, str source):
         if source == "python":
@@ -181,21 +167,8 @@ cdef int _lz4_damaged(Py_ssize_t stored, Py_ssize_t wanted, Py_ssize_t got) exce
     )
 
 
-ctypedef void* (*zstd_create_t)() noexcept nogil
-ctypedef size_t (*zstd_free_t)(void*) noexcept nogil
-ctypedef size_t (*zstd_compress_t)(void*, void*, size_t, const void*, size_t, int) noexcept nogil
-ctypedef size_t (*zstd_decompress_t)(void*, void*, size_t, const void*, size_t) noexcept nogil
-ctypedef unsigned int (*zstd_is_error_t)(size_t) noexcept nogil
-ctypedef const char* (*zstd_error_name_t)(size_t) noexcept nogil
-ctypedef unsigned long long (*zstd_content_t)(const void*, size_t) noexcept nogil
-ctypedef size_t (*zstd_bound_t)(size_t) noexcept nogil
-
-
 cdef class _Context:
     """A compression or decompression context, freed by the library that made it."""
-
-    cdef void* handle
-    cdef zstd_free_t release
 
     def __dealloc__(self):
         if self.handle is not NULL:
@@ -204,19 +177,6 @@ cdef class _Context:
 
 cdef class _Zstd:
     """One way to Zstandard: C functions, or the Python package if the pointers are NULL."""
-
-    cdef zstd_create_t create_encoder, create_decoder
-    cdef zstd_free_t free_encoder, free_decoder
-    cdef zstd_compress_t c_compress
-    cdef zstd_decompress_t c_decompress
-    cdef zstd_is_error_t is_error
-    cdef zstd_error_name_t error_name
-    cdef zstd_content_t content
-    cdef zstd_bound_t bound
-    cdef object package
-    cdef dict facts
-    # Contexts not in use. A list's pop and append are atomic, so a context has one user at a time.
-    cdef list encoders, decoders
 
     def __init__(self, str source):
         if source == "python":
@@ -347,6 +307,14 @@ cdef _Lz4 _lz4 = None
 cdef _Zstd _zstd = None
 
 
+cdef _Lz4 lz4_in_use():
+    return _lz4 if _lz4 is not None else _use_lz4()
+
+
+cdef _Zstd zstd_in_use():
+    return _zstd if _zstd is not None else _use_zstd()
+
+
 def _make_lz4(str source):
     cdef _Lz4 made = _Lz4(source)
     library.prove(
@@ -419,8 +387,8 @@ def backend():
         "lz4" and "zstd", each a dict of "source" ("wheel", "system" or "python"), "version",
         "path", and "skipped": what was tried before, and why it was not used.
     """
-    cdef _Lz4 lz4 = _lz4 if _lz4 is not None else _use_lz4()
-    cdef _Zstd zstd = _zstd if _zstd is not None else _use_zstd()
+    cdef _Lz4 lz4 = lz4_in_use()
+    cdef _Zstd zstd = zstd_in_use()
     return {"lz4": dict(lz4.facts), "zstd": dict(zstd.facts)}
 
 
@@ -436,7 +404,7 @@ def lz4_compress(src, int acceleration=1):
     """
     if not 1 <= acceleration <= 65537:
         raise InvalidError(f"acceleration is 1 to 65537; got {acceleration}")
-    cdef _Lz4 lz4 = _lz4 if _lz4 is not None else _use_lz4()
+    cdef _Lz4 lz4 = lz4_in_use()
     return lz4.compress(_Bytes(src, "src", False), acceleration)
 
 
@@ -454,7 +422,7 @@ def lz4_decompress(src, dst):
     CorruptError
         `src` is damaged, or decodes to another length.
     """
-    cdef _Lz4 lz4 = _lz4 if _lz4 is not None else _use_lz4()
+    cdef _Lz4 lz4 = lz4_in_use()
     lz4.decompress(_Bytes(src, "src", False), _Bytes(dst, "dst", True))
 
 
@@ -469,7 +437,7 @@ def zstd_compress(src, int level=1):
     """
     if not 1 <= level <= 22:
         raise InvalidError(f"level is 1 to 22; got {level}")
-    cdef _Zstd zstd = _zstd if _zstd is not None else _use_zstd()
+    cdef _Zstd zstd = zstd_in_use()
     return zstd.compress(_Bytes(src, "src", False), level)
 
 
@@ -487,5 +455,5 @@ def zstd_decompress(src, dst):
     CorruptError
         `src` is damaged, or decodes to another length.
     """
-    cdef _Zstd zstd = _zstd if _zstd is not None else _use_zstd()
+    cdef _Zstd zstd = zstd_in_use()
     zstd.decompress(_Bytes(src, "src", False), _Bytes(dst, "dst", True))

@@ -62,6 +62,13 @@ def crc32c(data, uint32_t value=0, path=None):
     return value
 
 
+cdef uint32_t checksum(const unsigned char* data, size_t size) noexcept nogil:
+    """Return the CRC-32C of a message."""
+    if _has_instructions:
+        return diced_crc_instructions(0, data, size)
+    return diced_crc_tables(0, data, size)
+
+
 cdef inline uint32_t _crc(
     uint32_t value, const Py_buffer* buffer, bint instructions
 ) noexcept nogil:

@@ -5,30 +5,48 @@ the bytes live.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from diced.errors import InvalidError
 
+cdef extern from "_labels.h":
+    void diced_prefetch(const char* place) noexcept nogil
+    uint64_t diced_label(const char* place) noexcept nogil
+    int diced_first(uint64_t word) noexcept nogil
+    int diced_population(uint64_t word) noexcept nogil
+    bint diced_plane_is(const char* plane, ptrdiff_t sy, uint64_t label) noexcept nogil
+    uint64_t diced_plane_bits(const char* plane, ptrdiff_t sy, uint64_t label) noexcept nogil
+
 cdef enum:
     MAX_SIDE = 1024
-    MAX_GRID = 128
-    LINEAR = 12         # longest local list that is searched without a hash
-    LOCAL_SLOTS = 1024
     FIRST_SLOTS = 512
+    FEW = 16            # most labels that are told apart by one sweep for each
+    LOOK = 4            # after so many sweeps at least half of the voxels must be known
+    LINE = 64
+    SPARE = 2           # workspaces kept for later calls
+    SPARE_BYTES = 1 << 22   # whose last payload was at most this
 
 
-cdef inline uint64_t scramble(uint64_t label) noexcept nogil:
-    return (label ^ (label >> 32)) * <uint64_t>0x9E3779B97F4A7C15
+# A place of the label table's hash.
+cdef struct Slot:
+    uint64_t label
+    uint32_t entry          # index into the label table + 1; 0 is empty
+    uint32_t seen           # the sub-block that had the label last, and its position there
 
 
 cdef struct Encoder:
+    uint32_t[4] header
     uint64_t* labels        # the label table; room for half as many as there are slots
-    uint32_t* slots         # open addressing: 0 is empty, else index into labels + 1
-    uint64_t slot_mask
-    int shift               # the hash's top bits choose the slot
     uint32_t count
+    Slot* slots
+    uint64_t room_slots
+    uint64_t slot_mask      # of those in use
+    int shift               # the hash's top bits choose the slot
+    size_t blocks
+    size_t room_counts
     uint16_t* counts        # labels per sub-block
     uint32_t* indices
     size_t used_indices
@@ -38,104 +56,164 @@ cdef struct Encoder:
     size_t room_values
 
 
+# The bits of a byte spread out to every 2nd, 3rd, 4th of a word, the top one first.
+cdef uint64_t[5][256] SPREAD
+cdef int _width, _byte, _bit
+for _width in range(2, 5):
+    for _byte in range(256):
+        SPREAD[_width][_byte] = 0
+        for _bit in range(8):
+            if _byte >> (7 - _bit) & 1:
+                SPREAD[_width][_byte] |= <uint64_t>1 << (64 - _width * (_bit + 1))
+
+
 cdef int out_of_memory() except -1 nogil:
     with gil:
         raise MemoryError("label_encode: no memory for the block's tables")
 
 
-cdef int start_encoder(Encoder* state, size_t blocks) except -1 nogil:
-    state.slot_mask = FIRST_SLOTS - 1
-    state.shift = 64 - 9
-    state.room_indices = 2 * blocks + VOXELS
-    state.room_values = 64 * blocks + 1024
-    state.labels = <uint64_t*>malloc((FIRST_SLOTS // 2) * sizeof(uint64_t))
-    state.slots = <uint32_t*>calloc(FIRST_SLOTS, sizeof(uint32_t))
-    state.counts = <uint16_t*>malloc(blocks * sizeof(uint16_t))
-    state.indices = <uint32_t*>malloc(state.room_indices * sizeof(uint32_t))
-    state.values = <uint8_t*>malloc(state.room_values)
-    if (state.labels == NULL or state.slots == NULL or state.counts == NULL
-            or state.indices == NULL or state.values == NULL):
-        return out_of_memory()
-    return 0
+cdef inline uint64_t place(const Encoder* state, uint64_t label) noexcept nogil:
+    # Eight labels that differ in their low bits lie side by side: consecutive labels, the usual
+    # ones, then share cache lines. Two rounds, begun with an address: groups in any steps spread,
+    # and nobody can tell which would collide.
+    cdef uint64_t group = ((label >> 3) ^ <uintptr_t>state) * <uint64_t>0x9E3779B97F4A7C15
+    group = ((group ^ (group >> 32)) * <uint64_t>0xD6E8FEB86659FD93) >> state.shift
+    return (group & ~<uint64_t>7) | (label & 7)
 
 
-cdef void stop_encoder(Encoder* state) noexcept nogil:
+cdef Workspace start_workspace() except NULL nogil:
+    cdef Encoder* state = <Encoder*>calloc(1, sizeof(Encoder))
+    if state == NULL:
+        out_of_memory()
+    return state
+
+
+cdef void stop_workspace(Workspace workspace) noexcept nogil:
+    cdef Encoder* state = <Encoder*>workspace
     free(state.labels)
     free(state.slots)
     free(state.counts)
     free(state.indices)
     free(state.values)
+    free(state)
 
 
-cdef int reserve(Encoder* state) except -1 nogil:
-    """Make room for one more sub-block of 512 labels, 9 bits, and the packer's overhang."""
-    cdef void* moved
-    if state.room_indices - state.used_indices < VOXELS:
-        moved = realloc(state.indices, 2 * state.room_indices * sizeof(uint32_t))
-        if moved == NULL:
-            return out_of_memory()
-        state.indices = <uint32_t*>moved
-        state.room_indices *= 2
-    if state.room_values - state.used_values < 9 * 64 + 8:
-        moved = realloc(state.values, 2 * state.room_values)
-        if moved == NULL:
-            return out_of_memory()
-        state.values = <uint8_t*>moved
-        state.room_values *= 2
-    return 0
+cdef void use_slots(Encoder* state, uint64_t slots) noexcept nogil:
+    state.slot_mask = slots - 1
+    state.shift = 64
+    while slots > 1:
+        slots >>= 1
+        state.shift -= 1
 
 
 cdef int grow_table(Encoder* state) except -1 nogil:
-    cdef uint64_t slots = 2 * (state.slot_mask + 1), slot
-    cdef uint32_t index
-    cdef uint32_t* fresh
-    cdef void* moved = realloc(state.labels, (slots >> 1) * sizeof(uint64_t))
+    """Double the hash, and move what it holds."""
+    cdef uint64_t before = state.slot_mask + 1, after = 2 * before, i, slot
+    cdef Slot* old = state.slots
+    cdef void* moved
+    if old == NULL:
+        before = 0
+        after = FIRST_SLOTS
+    moved = realloc(state.labels, max(after >> 1, state.room_slots >> 1) * sizeof(uint64_t))
     if moved == NULL:
         return out_of_memory()
     state.labels = <uint64_t*>moved
-    fresh = <uint32_t*>calloc(slots, sizeof(uint32_t))
-    if fresh == NULL:
+    moved = calloc(after, sizeof(Slot))
+    if moved == NULL:
         return out_of_memory()
-    free(state.slots)
-    state.slots = fresh
-    state.slot_mask = slots - 1
-    state.shift -= 1
-    for index in range(state.count):
-        slot = scramble(state.labels[index]) >> state.shift
-        while fresh[slot] != 0:
-            slot = (slot + 1) & state.slot_mask
-        fresh[slot] = index + 1
+    state.slots = <Slot*>moved
+    state.room_slots = after
+    use_slots(state, after)
+    for i in range(before):
+        if old[i].entry != 0:
+            slot = place(state, old[i].label)
+            while state.slots[slot].entry != 0:
+                slot = (slot + 1) & state.slot_mask
+            state.slots[slot] = old[i]
+    free(old)
     return 0
 
 
-cdef int add_index(Encoder* state, uint64_t label) except -1 nogil:
-    """Append the label's index in the table, where it is entered when new."""
-    cdef uint64_t slot = scramble(label) >> state.shift
-    cdef uint32_t found = state.slots[slot]
-    while found != 0 and state.labels[found - 1] != label:
+cdef int reserve(Encoder* state, size_t indices, size_t values) except -1 nogil:
+    """Make room for so many more."""
+    cdef void* moved
+    if state.room_indices - state.used_indices < indices:
+        indices += 2 * state.room_indices
+        moved = realloc(state.indices, indices * sizeof(uint32_t))
+        if moved == NULL:
+            return out_of_memory()
+        state.indices = <uint32_t*>moved
+        state.room_indices = indices
+    if state.room_values - state.used_values < values:
+        values += 2 * state.room_values
+        moved = realloc(state.values, values)
+        if moved == NULL:
+            return out_of_memory()
+        state.values = <uint8_t*>moved
+        state.room_values = values
+    return 0
+
+
+cdef int start_block(Encoder* state, size_t blocks) except -1 nogil:
+    """Empty the workspace; room for a count, an index and 64 bytes of values per sub-block."""
+    cdef void* moved
+    cdef uint64_t slots = FIRST_SLOTS
+    # As many slots as the block before needed: what was large once is not cleared for ever.
+    while slots < 2 * <uint64_t>state.count and slots < state.room_slots:
+        slots *= 2
+    state.count = 0
+    state.used_indices = 0
+    state.used_values = 0
+    state.blocks = blocks
+    if state.slots == NULL:
+        grow_table(state)
+    else:
+        use_slots(state, slots)
+        memset(state.slots, 0, slots * sizeof(Slot))
+    if state.room_counts < blocks:
+        moved = realloc(state.counts, blocks * sizeof(uint16_t))
+        if moved == NULL:
+            return out_of_memory()
+        state.counts = <uint16_t*>moved
+        state.room_counts = blocks
+    return reserve(state, blocks, 64 * blocks)
+
+
+cdef inline int enter(Encoder* state, uint64_t label, Slot** found) except -1 nogil:
+    """Find the slot of a label, which is entered into the table when new."""
+    cdef uint64_t slot = place(state, label)
+    while state.slots[slot].entry != 0:
+        if state.slots[slot].label == label:
+            found[0] = &state.slots[slot]
+            return 0
         slot = (slot + 1) & state.slot_mask
-        found = state.slots[slot]
-    if found == 0:
-        if 2 * <uint64_t>state.count >= state.slot_mask:
-            grow_table(state)
-            return add_index(state, label)
-        state.labels[state.count] = label
-        state.count += 1
-        found = state.count
-        state.slots[slot] = found
-    state.indices[state.used_indices] = found - 1
-    state.used_indices += 1
+    if 2 * <uint64_t>state.count >= state.slot_mask:
+        grow_table(state)
+        slot = place(state, label)
+        while state.slots[slot].entry != 0:
+            slot = (slot + 1) & state.slot_mask
+    state.labels[state.count] = label
+    state.count += 1
+    state.slots[slot].label = label
+    state.slots[slot].entry = state.count
+    state.slots[slot].seen = 0
+    found[0] = &state.slots[slot]
     return 0
 
 
-cdef inline void pack(const uint16_t* positions, uint8_t* target, const int bits) noexcept nogil:
+cdef inline void pack(const uint8_t* positions, uint8_t* target, const int bits) noexcept nogil:
     """Write 64 rows, each as one word whose overhang the next row overwrites; bits <= 8."""
-    cdef int row, i
     cdef uint64_t word
+    cdef int row
     for row in range(64):
-        word = 0
-        for i in range(8):
-            word = (word << bits) | positions[8 * row + i]
+        memcpy(&word, positions + 8 * row, 8)
+        word = swap(word)
+        # Neighbours close up: eight bytes, four pairs, two fours, one row.
+        word = (((word & <uint64_t>0xFF00FF00FF00FF00) >> (8 - bits))
+                | (word & <uint64_t>0x00FF00FF00FF00FF))
+        word = (((word & <uint64_t>0xFFFF0000FFFF0000) >> (16 - 2 * bits))
+                | (word & <uint64_t>0x0000FFFF0000FFFF))
+        word = ((word >> 32) << (4 * bits)) | (word & <uint64_t>0xFFFFFFFF)
         word = swap(word << (64 - 8 * bits))
         memcpy(target + row * bits, &word, 8)
 
@@ -152,92 +230,129 @@ cdef void pack9(const uint16_t* positions, uint8_t* target) noexcept nogil:
         target[row * 9 + 8] = positions[8 * row + 7] & 0xFF
 
 
-cdef int find_local(const uint64_t* local, uint16_t* slots, int count, uint64_t label) \
-        except -1 nogil:
-    """Return the label's position in a long local list, or `count` after entering it as that."""
-    cdef int slot = <int>(scramble(label) >> 54)
-    while slots[slot] != 0:
-        if local[slots[slot] - 1] == label:
-            return slots[slot] - 1
-        slot = (slot + 1) & (LOCAL_SLOTS - 1)
-    slots[slot] = count + 1
-    return count
+cdef inline void spread(const uint8_t* planes, uint8_t* target, const int bits) noexcept nogil:
+    """Write 64 rows as `pack` does, from bit planes of 64 bytes, the lowest bit's first."""
+    cdef uint64_t word
+    cdef int row, bit
+    for row in range(64):
+        word = 0
+        for bit in range(bits):
+            word |= SPREAD[bits][planes[64 * bit + row]] << bit
+        word = swap(word)
+        memcpy(target + row * bits, &word, 8)
 
 
-cdef int encode_mixed(Encoder* state, const char* corner, Py_ssize_t sz, Py_ssize_t sy) \
-        except -1 nogil:
-    """Append one sub-block whose rows are contiguous and aligned; returns its label count."""
-    cdef uint64_t[VOXELS] local
+cdef int encode_many(Encoder* state, uint32_t number, const char* corner, Py_ssize_t sz,
+                     Py_ssize_t sy) except -1 nogil:
+    """Append a sub-block of any number of labels, voxel by voxel; returns the number."""
     cdef uint16_t[VOXELS] positions
-    cdef uint16_t[LOCAL_SLOTS] slots
+    cdef uint8_t[VOXELS] narrow
     cdef uint16_t* target = positions
     cdef uint8_t* packed
-    cdef const uint64_t* row
+    cdef uint32_t* indices
+    cdef Slot* slot = NULL
+    cdef const char* row
     cdef uint64_t label, last, before
-    cdef int z, y, x, i, position = 0, position_before = 0, count = 1, bits = 0
+    cdef int z, y, x, i, position = 0, position_before = 0, count = 0, bits = 0
 
-    last = (<const uint64_t*>corner)[0]
-    before = last
-    local[0] = last
+    reserve(state, VOXELS, 9 * 64 + 8)
+    indices = state.indices + state.used_indices
+    number += 1
+    before = last = ~diced_label(corner)
     for z in range(8):
         for y in range(8):
-            row = <const uint64_t*>(corner + z * sz + y * sy)
-            if ((row[0] ^ last) | (row[1] ^ last) | (row[2] ^ last) | (row[3] ^ last)
-                    | (row[4] ^ last) | (row[5] ^ last) | (row[6] ^ last) | (row[7] ^ last)) == 0:
-                for x in range(8):
-                    target[x] = position
-                target += 8
-                continue
+            row = corner + z * sz + y * sy
             for x in range(8):
-                label = row[x]
-                if label == last:
-                    pass
-                elif label == before:
-                    before = last
-                    last = label
+                label = diced_label(row + 8 * x)
+                if label != last:
                     i = position
-                    position = position_before
+                    if label == before and count > 1:
+                        position = position_before
+                    else:
+                        enter(state, label, &slot)
+                        if slot.seen >> 9 != number:
+                            slot.seen = number << 9 | <uint32_t>count
+                            indices[count] = slot.entry - 1
+                            count += 1
+                        position = slot.seen & (VOXELS - 1)
                     position_before = i
-                else:
                     before = last
                     last = label
-                    position_before = position
-                    if count <= LINEAR:
-                        position = 0
-                        while position < count and local[position] != label:
-                            position += 1
-                    else:
-                        position = find_local(local, slots, count, label)
-                    if position == count:
-                        local[count] = label
-                        count += 1
-                        if count == LINEAR + 1:
-                            memset(slots, 0, sizeof(slots))
-                            for i in range(count):
-                                find_local(local, slots, i, local[i])
                 target[x] = position
             target += 8
 
-    reserve(state)
-    for i in range(count):
-        add_index(state, local[i])
+    state.used_indices += count
     while 1 << bits < count:
         bits += 1
     packed = state.values + state.used_values
-    # A literal width lets the compiler unroll each row into constant shifts.
-    if bits == 1:
-        pack(positions, packed, 1)
-    elif bits == 2:
-        pack(positions, packed, 2)
-    elif bits == 3:
-        pack(positions, packed, 3)
-    elif bits == 4:
-        pack(positions, packed, 4)
-    elif bits <= 8:
-        pack(positions, packed, bits)
-    else:
-        pack9(positions, packed)
     state.used_values += 64 * bits
+    if bits == 9:
+        pack9(positions, packed)
+    else:
+        for i in range(VOXELS):
+            narrow[i] = positions[i] & 0xFF
+        pack(narrow, packed, bits)
+    return count
+
+
+cdef int encode_mixed(Encoder* state, uint32_t number, const char* corner, Py_ssize_t sz,
+                      Py_ssize_t sy) except -1 nogil:
+    """Append a sub-block of two or more labels; returns how many."""
+    cdef uint64_t[8] unknown        # a bit per voxel, a word per plane
+    cdef uint64_t[4][8] planes      # the bits of the voxels' positions
+    cdef uint64_t[FEW] labels
+    cdef uint64_t bits
+    cdef Slot* slot = NULL
+    cdef uint8_t* packed
+    cdef int count = 0, first = 0, z, place, left, width = 1
+
+    memset(unknown, 0xFF, sizeof(unknown))
+    memset(planes, 0, sizeof(planes))
+    while first < 8:
+        if count == FEW:
+            return encode_many(state, number, corner, sz, sy)
+        if count == LOOK:
+            left = 0
+            for z in range(first, 8):
+                left += diced_population(unknown[z])
+            if left > VOXELS // 2:
+                return encode_many(state, number, corner, sz, sy)
+        place = diced_first(unknown[first])
+        labels[count] = diced_label(corner + first * sz + (place >> 3) * sy + 8 * (place & 7))
+        for z in range(first, 8):
+            if unknown[z] != 0:
+                bits = diced_plane_bits(corner + z * sz, sy, labels[count])
+                unknown[z] &= ~bits
+                if count & 1:
+                    planes[0][z] |= bits
+                if count & 2:
+                    planes[1][z] |= bits
+                if count & 4:
+                    planes[2][z] |= bits
+                if count & 8:
+                    planes[3][z] |= bits
+        count += 1
+        while first < 8 and unknown[first] == 0:
+            first += 1
+
+    reserve(state, count, 4 * 64 + 8)
+    for z in range(count):
+        enter(state, labels[z], &slot)
+        state.indices[state.used_indices + z] = slot.entry - 1
+    state.used_indices += count
+    packed = state.values + state.used_values
+    if count == 2:
+        memcpy(packed, planes[0], 64)
+    elif count <= 4:
+        width = 2
+        spread(<const uint8_t*>planes, packed, 2)
+    elif count <= 8:
+        width = 3
+        spread(<const uint8_t*>planes, packed, 3)
+    else:
+        width = 4
+        spread(<const uint8_t*>planes, packed, 4)
+    state.used_values += 64 * width
     return count
 
 
@@ -245,66 +360,115 @@ cdef int encode_blocks(Encoder* state, const char* base, const Py_ssize_t* strid
                        const Py_ssize_t* grid) except -1 nogil:
     """Code every sub-block in order. `grid` is in sub-blocks, `strides` in bytes, both ZYX."""
     cdef Py_ssize_t sz = strides[0], sy = strides[1], sx = strides[2], tz, ty, tx, z, y, x
-    cdef bint direct = sx == 8 and ((<uintptr_t>base | <uintptr_t>sz | <uintptr_t>sy) & 7) == 0
-    cdef uint64_t[MAX_GRID] first
-    cdef uint64_t[MAX_GRID] differs
+    cdef Py_ssize_t slab, line, row
+    cdef bint direct = sx == 8
     cdef uint64_t[VOXELS] gathered
-    cdef const uint64_t* row
     cdef const char* corner
-    cdef uint16_t* count = state.counts
-    cdef uint64_t last_label = 0, label
+    cdef const char* following
+    cdef uint64_t label
+    cdef uint32_t number = 0
+    cdef Slot* slot = NULL
+    cdef uint64_t last_label = 0
     cdef uint32_t last_index = 0
     cdef bint remembered = False
 
-    for tz in range(grid[0]):
-        for ty in range(grid[1]):
-            corner = base + 8 * tz * sz + 8 * ty * sy
+    for slab in range(grid[0] * grid[1]):
+        tz = slab // grid[1]
+        ty = slab % grid[1]
+        line = row = 0
+        following = NULL
+        if slab + 1 < grid[0] * grid[1]:
+            following = (base + 8 * ((slab + 1) // grid[1]) * sz
+                         + 8 * ((slab + 1) % grid[1]) * sy)
+        for tx in range(grid[2]):
+            corner = base + 8 * tz * sz + 8 * ty * sy + 8 * tx * sx
             if direct:
-                # Whole rows in memory order: what is uniform is known after one sweep, and the
-                # mixed sub-blocks are then read again from cache.
-                for tx in range(grid[2]):
-                    first[tx] = (<const uint64_t*>corner)[8 * tx]
-                    differs[tx] = 0
+                if following != NULL:
+                    # As many lines of the next sub-blocks as this one has, whole rows at a time.
+                    for x in range(64):
+                        diced_prefetch(following + (row >> 3) * sz + (row & 7) * sy + LINE * line)
+                        line += 1
+                        if line == grid[2]:
+                            line = 0
+                            row += 1
+                z = sz
+                y = sy
+            else:
                 for z in range(8):
                     for y in range(8):
-                        row = <const uint64_t*>(corner + z * sz + y * sy)
-                        for tx in range(grid[2]):
-                            label = first[tx]
-                            differs[tx] |= (
-                                (row[0] ^ label) | (row[1] ^ label) | (row[2] ^ label)
-                                | (row[3] ^ label) | (row[4] ^ label) | (row[5] ^ label)
-                                | (row[6] ^ label) | (row[7] ^ label)
-                            )
-                            row += 8
-            for tx in range(grid[2]):
-                if not direct:
-                    for z in range(8):
-                        for y in range(8):
-                            for x in range(8):
-                                memcpy(&gathered[64 * z + 8 * y + x],
-                                       corner + z * sz + y * sy + (8 * tx + x) * sx, 8)
-                    first[tx] = gathered[0]
-                    differs[tx] = 0
-                    for x in range(VOXELS):
-                        differs[tx] |= gathered[x] ^ gathered[0]
-                if differs[tx] != 0:
-                    if direct:
-                        count[0] = encode_mixed(state, corner + 64 * tx, sz, sy)
-                    else:
-                        count[0] = encode_mixed(state, <const char*>gathered, 512, 64)
-                else:
-                    reserve(state)
-                    if remembered and first[tx] == last_label:
-                        state.indices[state.used_indices] = last_index
-                        state.used_indices += 1
-                    else:
-                        add_index(state, first[tx])
-                        remembered = True
-                        last_label = first[tx]
-                        last_index = state.indices[state.used_indices - 1]
-                    count[0] = 1
-                count += 1
+                        for x in range(8):
+                            memcpy(&gathered[64 * z + 8 * y + x],
+                                   corner + z * sz + y * sy + x * sx, 8)
+                corner = <const char*>gathered
+                z = 512
+                y = 64
+            label = diced_label(corner)
+            x = 0
+            while x < 8 and diced_plane_is(corner + x * z, y, label):
+                x += 1
+            if x < 8:
+                state.counts[number] = encode_mixed(state, number, corner, z, y)
+            else:
+                if not remembered or label != last_label:
+                    enter(state, label, &slot)
+                    remembered = True
+                    last_label = label
+                    last_index = slot.entry - 1
+                reserve(state, 1, 0)
+                state.indices[state.used_indices] = last_index
+                state.used_indices += 1
+                state.counts[number] = 1
+            number += 1
     return 0
+
+
+cdef Py_ssize_t encode_block(Workspace workspace, const char* src, const Py_ssize_t* strides,
+                             const Py_ssize_t* shape) except -1 nogil:
+    cdef Encoder* state = <Encoder*>workspace
+    cdef Py_ssize_t[3] grid
+    cdef Py_ssize_t size
+    cdef int axis
+    for axis in range(3):
+        grid[axis] = shape[axis] >> 3
+        state.header[2 - axis] = grid[axis]
+    start_block(state, grid[0] * grid[1] * grid[2])
+    encode_blocks(state, src, strides, grid)
+    state.header[3] = state.count
+    size = HEADER + 8 * <Py_ssize_t>state.count
+    if state.count > 1:
+        size += 2 * state.blocks + 4 * state.used_indices + state.used_values
+    return size
+
+
+cdef void write_block(Workspace workspace, uint8_t* out) noexcept nogil:
+    cdef Encoder* state = <Encoder*>workspace
+    memcpy(out, state.header, HEADER)
+    out += HEADER
+    memcpy(out, state.labels, 8 * <size_t>state.count)
+    out += 8 * <size_t>state.count
+    if state.count > 1:
+        memcpy(out, state.counts, 2 * state.blocks)
+        out += 2 * state.blocks
+        memcpy(out, state.indices, 4 * state.used_indices)
+        out += 4 * state.used_indices
+        memcpy(out, state.values, state.used_values)
+
+
+cdef Py_ssize_t most_bytes(const Py_ssize_t* shape) noexcept nogil:
+    # A table entry, an index and 9 bits per voxel, a count per sub-block.
+    cdef Py_ssize_t blocks = (shape[0] >> 3) * (shape[1] >> 3) * (shape[2] >> 3)
+    return HEADER + blocks * (12 * VOXELS + 9 * 64 + 2)
+
+
+cdef Py_ssize_t encode_into(Workspace workspace, const char* src, const Py_ssize_t* strides,
+                            const Py_ssize_t* shape, uint8_t* out, Py_ssize_t room) \
+        except -1 nogil:
+    cdef Py_ssize_t size = encode_block(workspace, src, strides, shape)
+    if size > room:
+        with gil:
+            raise InvalidError(f"label_encode: the payload has {size} bytes, room is {room}")
+    write_block(workspace, out)
+    return size
 
 
 cdef int check_side(str what, Py_ssize_t axis, Py_ssize_t side) except -1:
@@ -313,6 +477,23 @@ cdef int check_side(str what, Py_ssize_t axis, Py_ssize_t side) except -1:
             f"{what} has {side} voxels along {'zyx'[axis]}, want a multiple of 8 from 8 to 1024"
         )
     return 0
+
+
+cdef class _Held:
+    """A workspace that ends with this."""
+
+    cdef Workspace workspace
+
+    def __cinit__(self):
+        self.workspace = start_workspace()
+
+    def __dealloc__(self):
+        if self.workspace != NULL:
+            stop_workspace(self.workspace)
+
+
+# Popping and appending are atomic, with and without a GIL.
+cdef list _spare = []
 
 
 def label_encode(src):
@@ -336,13 +517,11 @@ def label_encode(src):
         `src` is not a 3-D uint64 buffer, or its shape is not one of the above.
     """
     cdef const uint64_t[:, :, :] voxels
-    cdef Encoder state
-    cdef Py_ssize_t[3] grid
+    cdef _Held held
+    cdef Py_ssize_t[3] shape
     cdef Py_ssize_t[3] strides
-    cdef Py_ssize_t axis, blocks = 1, size
+    cdef Py_ssize_t axis, size
     cdef const char* base
-    cdef uint32_t[4] header
-    cdef char* target
     cdef bytes payload
 
     if src is None:
@@ -353,35 +532,18 @@ def label_encode(src):
         raise InvalidError(f"label_encode: src must be a 3-D uint64 buffer: {error}") from error
     for axis in range(3):
         check_side("label_encode: src", axis, voxels.shape[axis])
-        grid[axis] = voxels.shape[axis] >> 3
+        shape[axis] = voxels.shape[axis]
         strides[axis] = voxels.strides[axis]
-        blocks *= grid[axis]
     base = <const char*>&voxels[0, 0, 0]
 
-    memset(&state, 0, sizeof(state))
     try:
-        with nogil:
-            start_encoder(&state, blocks)
-            encode_blocks(&state, base, strides, grid)
-        size = HEADER + 8 * <Py_ssize_t>state.count
-        if state.count > 1:
-            size += 2 * blocks + 4 * state.used_indices + state.used_values
-        payload = PyBytes_FromStringAndSize(NULL, size)
-        target = PyBytes_AS_STRING(payload)
-        header[0] = grid[2]
-        header[1] = grid[1]
-        header[2] = grid[0]
-        header[3] = state.count
-        memcpy(target, header, HEADER)
-        target += HEADER
-        memcpy(target, state.labels, 8 * <size_t>state.count)
-        target += 8 * <Py_ssize_t>state.count
-        if state.count > 1:
-            memcpy(target, state.counts, 2 * blocks)
-            target += 2 * blocks
-            memcpy(target, state.indices, 4 * state.used_indices)
-            target += 4 * state.used_indices
-            memcpy(target, state.values, state.used_values)
-        return payload
-    finally:
-        stop_encoder(&state)
+        held = _spare.pop()
+    except IndexError:
+        held = _Held()
+    with nogil:
+        size = encode_block(held.workspace, base, strides, shape)
+    payload = PyBytes_FromStringAndSize(NULL, size)
+    write_block(held.workspace, <uint8_t*>PyBytes_AS_STRING(payload))
+    if size <= SPARE_BYTES and len(_spare) < SPARE:
+        _spare.append(held)
+    return payload

@@ -99,24 +99,84 @@ cdef void _fill(Plan* plan, char* dst, const char* element, Py_ssize_t unit) noe
             return
 
 
-cdef void _describe(Plan* plan, View view, int axes, Py_ssize_t item) noexcept:
-    """Describe the first `axes` axes of one view, its steps on both sides of the plan."""
+cdef void _describe(
+    Plan* plan, int axes, const Py_ssize_t* shape, const Py_ssize_t* strides, Py_ssize_t item
+) noexcept nogil:
+    """Describe the first `axes` axes of one window, its steps on both sides of the plan."""
     cdef int i
     plan.n = axes
     plan.item = item
     for i in range(axes):
-        plan.shape[i] = view.buffer.shape[i]
-        plan.src[i] = view.buffer.strides[i]
-        plan.dst[i] = view.buffer.strides[i]
-        if plan.src[i] == 0 and plan.shape[i] > 1:
+        plan.shape[i] = shape[i]
+        plan.src[i] = strides[i]
+        plan.dst[i] = strides[i]
+        if strides[i] == 0 and shape[i] > 1:
             # The same memory again and again: once is enough.
             plan.shape[i] = 1
 
 
-cdef bint _joined(View view) noexcept:
+cdef inline bint _joined(
+    int axes, const Py_ssize_t* shape, const Py_ssize_t* strides, Py_ssize_t item
+) noexcept nogil:
     """True when the items along the last axis lie together."""
-    cdef int last = view.buffer.ndim - 1
-    return view.buffer.shape[last] == 1 or view.buffer.strides[last] == view.buffer.itemsize
+    return shape[axes - 1] == 1 or strides[axes - 1] == item
+
+
+cdef bint is_constant(
+    const char* data, int axes, const Py_ssize_t* shape, const Py_ssize_t* strides,
+    Py_ssize_t item, int unit
+) noexcept nogil:
+    """True when a window that is not empty repeats its first element.
+
+    An element is one item, or with a `unit` above 1 all `unit` items of the last axis.
+    """
+    cdef Plan plan
+    cdef Py_ssize_t step = 0
+    cdef int parts = 1, part
+    cdef char* a
+    cdef char* b
+    if unit > 1:
+        axes -= 1
+        if _joined(axes + 1, shape, strides, item):
+            item *= unit
+        else:
+            parts = unit
+            step = strides[axes]
+    for part in range(parts):
+        _describe(&plan, axes, shape, strides, item)
+        a = <char*>data + part * step
+        b = a
+        if arrange(&plan, &a, &b) and not _uniform(&plan, a, item):
+            return False
+    return True
+
+
+cdef void fill_window(
+    char* data, int axes, const Py_ssize_t* shape, const Py_ssize_t* strides, Py_ssize_t item,
+    const uint8_t* element, Py_ssize_t length
+) noexcept nogil:
+    """Write an element, of `length` bytes, everywhere in a window.
+
+    It is one item or all items of the last axis.
+    """
+    cdef Plan plan
+    cdef Py_ssize_t step = 0
+    cdef int parts = 1, part
+    cdef char* a
+    cdef char* b
+    if length != item:
+        axes -= 1
+        if _joined(axes + 1, shape, strides, item):
+            item = length
+        else:
+            parts = <int>shape[axes]
+            step = strides[axes]
+    for part in range(parts):
+        _describe(&plan, axes, shape, strides, item)
+        a = data + part * step
+        b = a
+        if arrange(&plan, &a, &b):
+            _fill(&plan, b, <const char*>element + part * item, item)
 
 
 def constant(src, Py_ssize_t unit=1):
@@ -136,37 +196,25 @@ def constant(src, Py_ssize_t unit=1):
         when there is no element.
     """
     cdef View view = View(src, "src", False)
-    cdef Plan plan
-    cdef Py_ssize_t item = view.buffer.itemsize
-    cdef Py_ssize_t part
-    cdef int axes = view.buffer.ndim, parts = 1, i
-    cdef char* a
-    cdef char* b
-    cdef bint same = True
+    cdef int axes = view.buffer.ndim
+    cdef const char* data = <const char*>view.buffer.buf
+    cdef Py_ssize_t i, step = 0
+    cdef bint same
     if unit != 1 and (axes == 0 or unit != view.buffer.shape[axes - 1]):
         raise InvalidError(f"unit is 1 or the size of the last axis of {view.shape()}; got {unit}")
     if view.buffer.len == 0:
         return None
+    with nogil:
+        same = is_constant(
+            data, axes, view.buffer.shape, view.buffer.strides, view.buffer.itemsize, <int>unit
+        )
+    if not same:
+        return None
     if unit > 1:
-        axes -= 1
-        if _joined(view):
-            item *= unit
-        else:
-            parts = unit
-    found = b""
-    for part in range(parts):
-        _describe(&plan, view, axes, item)
-        a = <char*>view.buffer.buf
-        if part:
-            a += part * view.buffer.strides[axes]
-        b = a
-        with nogil:
-            if arrange(&plan, &a, &b):
-                same = _uniform(&plan, a, item)
-        if not same:
-            return None
-        found += PyBytes_FromStringAndSize(a, item)
-    return found
+        step = view.buffer.strides[axes - 1]
+    return b"".join(
+        [PyBytes_FromStringAndSize(data + i * step, view.buffer.itemsize) for i in range(unit)]
+    )
 
 
 def fill(dst, const uint8_t[::1] element):
@@ -185,33 +233,19 @@ def fill(dst, const uint8_t[::1] element):
         `element` has another length, or `dst` is read-only or no strided buffer.
     """
     cdef View view = View(dst, "dst", True)
-    cdef Plan plan
-    cdef Py_ssize_t item = view.buffer.itemsize
-    cdef Py_ssize_t part, length = element.shape[0]
-    cdef int axes = view.buffer.ndim, parts = 1
-    cdef char* a
-    cdef char* b
-    cdef const char* source
-    if length != item:
-        if axes == 0 or length == 0 or length != item * view.buffer.shape[axes - 1]:
-            raise InvalidError(
-                f"an element of {view.shape()} with items of {item} bytes is one item or all of the"
-                f" last axis; got {length} bytes"
-            )
-        axes -= 1
-        if _joined(view):
-            item = length
-        else:
-            parts = view.buffer.shape[axes]
+    cdef Py_ssize_t item = view.buffer.itemsize, length = element.shape[0]
+    cdef int axes = view.buffer.ndim
+    if length != item and (
+        axes == 0 or length == 0 or length != item * view.buffer.shape[axes - 1]
+    ):
+        raise InvalidError(
+            f"an element of {view.shape()} with items of {item} bytes is one item or all of the"
+            f" last axis; got {length} bytes"
+        )
     if view.buffer.len == 0:
         return
-    for part in range(parts):
-        source = <const char*>&element[0] + part * item
-        _describe(&plan, view, axes, item)
-        a = <char*>view.buffer.buf
-        if part:
-            a += part * view.buffer.strides[axes]
-        b = a
-        with nogil:
-            if arrange(&plan, &a, &b):
-                _fill(&plan, b, source, item)
+    with nogil:
+        fill_window(
+            <char*>view.buffer.buf, axes, view.buffer.shape, view.buffer.strides, item,
+            &element[0], length
+        )

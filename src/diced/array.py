@@ -1,6 +1,6 @@
 """Arrays: numpy-style reading and writing of unbounded, versioned, blocked space.
 
-Owns what an index means and what a handle follows; blocks and commits are `blockio`'s.
+Owns what an index means and what a handle follows; blocks are those of `blocks` and `pending`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diced import grid
-from diced.blockio import Assignment, Blocks, Pending
+from diced.blocks import Blocks
 from diced.errors import CorruptError, InvalidError
 from diced.handle import Handle
+from diced.pending import Assignment, Pending
 from diced.spec import ArraySpec, array_fields, as_values
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class DicedArray(Handle):
         super().__init__(repo, spec)
         self._at: tuple[str, Blocks] | None = None
         self._batch = threading.local()
+        # The open ones of all threads: while there are none, `_batch` need not be asked.
+        self._batches: set[Pending] = set()
 
     @staticmethod
     def describe(name: str, **options: Any) -> dict[str, Any]:
@@ -129,23 +132,16 @@ class DicedArray(Handle):
         tuple of slice
             One per axis, ZYX; the bare slice in 1-D; ``slice(0, 0)`` while nothing was written.
         """
-        slices = _slices(self._extents(self._blocks().lane.refresh().box))
+        slices = _slices(self._extents())
         return slices[0] if self._spec.dims == 1 else slices
 
-    def _extents(self, box: grid.Box | None) -> grid.Box:
-        if box is None:
-            return (0,) * self._spec.dims, (0,) * self._spec.dims
-        lo, hi = grid.align(*box, self._spec.block_shape)
-        # Blocks at the edges of the coordinates may reach beyond them.
-        return (
-            tuple(max(each, grid.MIN_COORDINATE) for each in lo),
-            tuple(min(each, grid.MAX_COORDINATE + 1) for each in hi),
-        )
+    def _extents(self) -> grid.Box:
+        return grid.extents(self._blocks().lane.refresh().box, self._spec.block_shape)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of ``array[...]``: the size of the extents, channels last."""
-        lo, hi = self._extents(self._blocks().lane.refresh().box)
+        lo, hi = self._extents()
         sizes = tuple(b - a for a, b in zip(lo, hi, strict=True))
         return sizes + ((self._spec.channels,) if self._spec.channels is not None else ())
 
@@ -167,7 +163,7 @@ class DicedArray(Handle):
 
     def __iter__(self) -> Iterator[Any]:
         """Yield ``array[i]`` for each i of the extents' first axis."""
-        lo, hi = self._extents(self._blocks().lane.refresh().box)
+        lo, hi = self._extents()
         for each in range(lo[0], hi[0]):
             yield self.read((each, ...))
 
@@ -181,7 +177,7 @@ class DicedArray(Handle):
         return blocks.coords(blocks.lane.refresh())
 
     def __repr__(self) -> str:
-        lo, hi = self._extents(self._blocks().lane.refresh().box)
+        lo, hi = self._extents()
         where = ", ".join(f"{a}:{b}" for a, b in zip(lo, hi, strict=True))
         channels = "" if self.channels is None else f" x {self.channels} channels"
         state = "locked" if self.locked else "open"
@@ -218,8 +214,8 @@ class DicedArray(Handle):
         state = blocks.lane.refresh()
         spec = self._spec
         pending = self._pending(blocks)
-        extents = self._extents(grid.union(state.box, pending.box if pending else None))
-        chosen = grid.Selection(index, extents, spec.name, spec.channels)
+        box = state.box if pending is None else grid.union(state.box, pending.box)
+        chosen = grid.Selection(index, box, spec.block_shape, spec.name, spec.channels)
         tail = () if spec.channels is None else (spec.channels,)
         if out is not None:
             self._check_out(out, chosen, tail)
@@ -227,19 +223,19 @@ class DicedArray(Handle):
         target = out if direct else self._empty(chosen.shape + tail)
         assert target is not None
         if not chosen.empty:
-            flips = tuple(slice(None, None, -1 if each else 1) for each in chosen.flip)
             try:
-                self._read(blocks, state, pending, chosen, target[flips])
+                view = target if chosen.flip is None else target[chosen.flip]
+                self._read(blocks, state, pending, chosen, view)
             except CorruptError:
                 self._repo._spec(spec)  # deleted and swept: that is the better answer
                 raise
         if direct:
             return out
-        result = self._select(target, chosen)
+        result = self._select(target, chosen) if chosen.squeeze or tail else target
         if out is not None:
             out[...] = result
             return out
-        return result[()] if result.ndim == 0 else result
+        return result
 
     def _empty(self, shape: tuple[int, ...]) -> np.ndarray:
         try:
@@ -258,7 +254,7 @@ class DicedArray(Handle):
         target: np.ndarray,
     ) -> None:
         """Fill `target`, of the selection's shape in ascending order."""
-        if all(step == 1 for step in chosen.step):
+        if chosen.dense:
             blocks.read(state, chosen.lo, chosen.hi, target)
             if pending is not None:
                 pending.overlay(chosen.lo, chosen.hi, target)
@@ -275,15 +271,16 @@ class DicedArray(Handle):
                 pending.overlay(lo, hi, dense)
             target[window] = dense[strides]
 
-    def _select(self, target: np.ndarray, chosen: grid.Selection) -> np.ndarray:
+    def _select(self, target: np.ndarray, chosen: grid.Selection) -> Any:
         """Drop integer axes and choose channels."""
+        if self._spec.channels is None:
+            if len(chosen.squeeze) == len(chosen.shape):
+                return target[(0,) * len(chosen.shape)]
+            return target.reshape(self._result_shape(chosen, ()))
         picked: list[Any] = [
             0 if axis in chosen.squeeze else slice(None) for axis in range(self._spec.dims)
         ]
-        if self._spec.channels is not None:
-            picked.append(chosen.channel)
-        result: np.ndarray = target[tuple(picked)]
-        return result
+        return target[(*picked, chosen.channel)]
 
     def _check_out(self, out: Any, chosen: grid.Selection, tail: tuple[int, ...]) -> None:
         if not isinstance(out, np.ndarray) or out.dtype != self.dtype:
@@ -314,7 +311,7 @@ class DicedArray(Handle):
         pending = self._pending(blocks)
         state = blocks.lane.refresh()
         box = grid.union(state.box, pending.box if pending else None)
-        todo = self._assignment(index, value, self._extents(box))
+        todo = self._assignment(index, value, box)
         if not todo:
             return
         commit_now = pending is None
@@ -340,10 +337,12 @@ class DicedArray(Handle):
             raise InvalidError(f"array {self.name!r}: batches do not nest")
         pending = Pending(self._writable(), keep=True)
         self._batch.pending = pending
+        self._batches.add(pending)
         try:
             yield self
         finally:
             self._batch.pending = None
+            self._batches.discard(pending)
         if pending.broken:
             raise InvalidError(
                 f"array {self.name!r}: an assignment inside the batch failed half-way;"
@@ -352,9 +351,9 @@ class DicedArray(Handle):
         if pending.box is not None:
             self._commit(pending.blocks.lane, pending.prepare, operation)
 
-    def _assignment(self, index: Any, value: Any, extents: grid.Box) -> list[Assignment]:
+    def _assignment(self, index: Any, value: Any, box: grid.Box | None) -> list[Assignment]:
         spec = self._spec
-        chosen = grid.Selection(index, extents, spec.name, spec.channels)
+        chosen = grid.Selection(index, box, spec.block_shape, spec.name, spec.channels)
         tail = () if spec.channels is None else (spec.channels,)
         values = as_values(value, self.dtype, f"array {self.name!r}")
         shape = self._result_shape(chosen, tail)
@@ -375,8 +374,8 @@ class DicedArray(Handle):
                 channel = (chosen.channel,)
         for axis in chosen.squeeze:
             values = np.expand_dims(values, axis)
-        flips = tuple(slice(None, None, -1 if each else 1) for each in chosen.flip)
-        values = values[flips]
+        if chosen.flip is not None:
+            values = values[chosen.flip]
         if all(s <= b for s, b in zip(chosen.step, spec.block_shape, strict=True)):
             return [Assignment(chosen.lo, chosen.hi, chosen.step, values, channel)]
         # Steps beyond a block: only the blocks that are hit, not those between.
@@ -405,6 +404,8 @@ class DicedArray(Handle):
 
     def _pending(self, blocks: Blocks) -> Pending | None:
         """Return this thread's batch, if one is open."""
+        if not self._batches:
+            return None
         pending: Pending | None = getattr(self._batch, "pending", None)
         if pending is not None and pending.blocks.lane.node_id != blocks.lane.node_id:
             raise InvalidError(f"array {self.name!r}: the batch began at another version")

@@ -41,10 +41,17 @@ from diced.coders import (
 )
 from diced.errors import InvalidError, NotFoundError, UnsupportedError, near_matches
 
-__all__ = ["FOREIGN", "Codec", "backend", "block_nbytes", "decoder", "get_codec"]
+__all__ = ["FOREIGN", "IN_KERNELS", "Codec", "backend", "block_nbytes", "decoder", "get_codec", "units"]
 
 MAX_ITEM = 64
 MAX_DIMS = 8
+
+# Numbers of the codecs that the kernels of `_blockread` and `_blockwrite` know.
+IN_KERNELS = {0, 1, 2, 8, 9, 10}
+# Blocks of these are cut into units of about this size, so that a voxel, a slice or the edge of a
+# box costs a part of the block. A unit is also what fits the first cache while it is decoded.
+_IN_UNITS = {"raw", "lz4", "zstd"}
+UNIT_BYTES = 32 * 1024
 
 # Level 1 of Zstandard: on electron microscopy level 3 gives the same size at half the speed, on
 # label blocks 3 % less at 0.87 of it. Level 1 of gzip: on the former it is even the smallest.
@@ -107,6 +114,29 @@ def get_codec(
         known = [*_BY_ID.values(), *registry.names("codec")]
         raise InvalidError(f"unknown codec {spec!r}{near_matches(name, known)}") from None
     return _foreign(factory, spec, argument, kind, shape, channels)
+
+
+def units(spec: str, nbytes: int, block_shape: Sequence[int]) -> int:
+    """Return into how many independently decodable units blocks are cut; 1 is none.
+
+    Parameters
+    ----------
+    spec : str
+        The codec.
+    nbytes : int
+        Size of a block.
+    block_shape : sequence of int
+    """
+    if spec.partition(":")[0] not in _IN_UNITS:
+        return 1
+    parts = 1
+    while (
+        nbytes > UNIT_BYTES * parts ** len(block_shape)
+        and (2 * parts) ** len(block_shape) <= 4096
+        and not any(side % (2 * parts) for side in block_shape)
+    ):
+        parts *= 2
+    return parts ** len(block_shape)
 
 
 def decoder(

@@ -8,12 +8,12 @@ the order of keys is the order of place.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from diced import _blocks
+from diced import _cut
 from diced.errors import BadIndexError, InvalidError
 
 MIN_COORDINATE = -(2**31)
@@ -23,45 +23,77 @@ MAX_DIMS = 8
 # A table of this many blocks is a few megabytes; larger boxes are walked in pieces.
 BLOCKS_PER_PIECE = 32768
 
-Box = tuple[tuple[int, ...], tuple[int, ...]]
+_ALL = slice(None)
+_ONES = [(1,) * dims for dims in range(MAX_DIMS + 1)]
+
+Coordinates = tuple[int, ...]
+Box = tuple[Coordinates, Coordinates]
 
 
 class Cut:
     """The blocks that a box meets, in key order: one row per block.
 
+    Parameters
+    ----------
+    lo, hi : sequences of int
+        The box.
+    block_shape : sequence of int
+    origin : sequence of int, optional
+        Voxel from which `out` counts; `lo` without it.
+
     Attributes
     ----------
     keys : list of bytes
-    coords : int64 array (blocks, dims), block coordinates
-    begin, count : int64 arrays, the part of each block inside the box
-    out : int64 array, where that part starts inside the box
-    whole : bool array, true where the box covers the block
+    table : C-contiguous int64 array (blocks, 3, dims)
+        `begin`, `count` and `out` of each block.
+    whole : bytes
+        1 where the box covers the block, else 0.
     """
 
-    __slots__ = ("begin", "coords", "count", "keys", "out", "whole")
+    __slots__ = ("keys", "table", "whole")
 
-    def __init__(self, lo: Sequence[int], hi: Sequence[int], block_shape: Sequence[int]):
-        coords, begin, count, out, whole = (
-            np.asarray(each) for each in _blocks.partition(list(lo), list(hi), list(block_shape))
-        )
-        keys = block_keys(coords)
-        order = sorted(range(len(keys)), key=keys.__getitem__)
-        self.keys = [keys[i] for i in order]
-        self.coords = coords[order]
-        self.begin = begin[order]
-        self.count = count[order]
-        self.out = out[order]
-        self.whole = whole[order].astype(bool)
+    def __init__(
+        self,
+        lo: Sequence[int],
+        hi: Sequence[int],
+        block_shape: Sequence[int],
+        origin: Sequence[int] | None = None,
+    ):
+        self.keys, self.table, self.whole = _cut.cut(lo, hi, block_shape, origin)
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def coords(self) -> np.ndarray:
+        """Block coordinates: int64 array (blocks, dims), made anew by each access."""
+        return block_coords(self.keys, self.table.shape[2])
+
+    @property
+    def begin(self) -> np.ndarray:
+        """Where the part inside the box starts in its block: int64 array (blocks, dims)."""
+        return self.table[:, 0]
+
+    @property
+    def count(self) -> np.ndarray:
+        """Size of the part of each block inside the box: int64 array (blocks, dims)."""
+        return self.table[:, 1]
+
+    @property
+    def out(self) -> np.ndarray:
+        """Where that part starts inside the box: int64 array (blocks, dims)."""
+        return self.table[:, 2]
+
+    @out.setter
+    def out(self, value: np.ndarray) -> None:
+        self.table[:, 2] = value
 
 
 def block_keys(coords: np.ndarray) -> list[bytes]:
     """Return the key of each row of an int64 array (blocks, dims) of block coordinates."""
     if not len(coords):
         return []
-    table = np.asarray(_blocks.morton(np.ascontiguousarray(coords, dtype=np.int64)))
+    table = np.asarray(_cut.morton(np.ascontiguousarray(coords, dtype=np.int64)))
     width = table.shape[1]
     data = table.tobytes()
     return [data[i : i + width] for i in range(0, len(data), width)]
@@ -72,25 +104,28 @@ def block_coords(keys: Sequence[bytes], dims: int) -> np.ndarray:
     if not keys:
         return np.empty((0, dims), np.int64)
     table = np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), 4 * dims)
-    return np.asarray(_blocks.unmorton(table, dims))
+    return np.asarray(_cut.unmorton(table, dims))
 
 
 def pieces(
     lo: Sequence[int], hi: Sequence[int], block_shape: Sequence[int]
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Yield boxes that tile `lo`..`hi`, cut at block borders, of a bounded number of blocks."""
-    spans = [(b - 1) // n - a // n + 1 for a, b, n in zip(lo, hi, block_shape, strict=True)]
-    total = 1
-    for span in spans:
-        total *= span
-    if total <= BLOCKS_PER_PIECE:
-        yield tuple(lo), tuple(hi)
+) -> Iterable[tuple[Sequence[int], Sequence[int]]]:
+    """Return boxes that tile `lo`..`hi`, cut at block borders, of a bounded number of blocks."""
+    if _cut.count(lo, hi, block_shape) <= BLOCKS_PER_PIECE:
+        return ((lo, hi),)
+    return _halves(tuple(lo), tuple(hi), block_shape)
+
+
+def _halves(lo: Coordinates, hi: Coordinates, block_shape: Sequence[int]) -> Iterator[Box]:
+    if _cut.count(lo, hi, block_shape) <= BLOCKS_PER_PIECE:
+        yield lo, hi
         return
+    spans = [(b - 1) // n - a // n + 1 for a, b, n in zip(lo, hi, block_shape, strict=True)]
     axis = max(range(len(spans)), key=spans.__getitem__)
     block = block_shape[axis]
     middle = (lo[axis] // block + spans[axis] // 2) * block
-    yield from pieces(lo, [*hi[:axis], middle, *hi[axis + 1 :]], block_shape)
-    yield from pieces([*lo[:axis], middle, *lo[axis + 1 :]], hi, block_shape)
+    yield from _halves(lo, (*hi[:axis], middle, *hi[axis + 1 :]), block_shape)
+    yield from _halves((*lo[:axis], middle, *lo[axis + 1 :]), hi, block_shape)
 
 
 def align(lo: Sequence[int], hi: Sequence[int], block_shape: Sequence[int]) -> Box:
@@ -111,35 +146,102 @@ def union(a: Box | None, b: Box | None) -> Box | None:
     )
 
 
+def extents(box: Box | None, block_shape: Sequence[int]) -> Box:
+    """Return the block-aligned box around what was written, inside the coordinates there are."""
+    if box is None:
+        return (0,) * len(block_shape), (0,) * len(block_shape)
+    lo, hi = align(*box, block_shape)
+    # Blocks at the edges of the coordinates may reach beyond them.
+    return (
+        tuple(max(each, MIN_COORDINATE) for each in lo),
+        tuple(min(each, MAX_COORDINATE + 1) for each in hi),
+    )
+
+
 class Selection:
-    """A numpy index resolved against an array's extents.
+    """A numpy index resolved against an array.
+
+    Parameters
+    ----------
+    index : int, slice, Ellipsis or tuple of them
+    box : Box or None
+        What was written; open ends mean its `extents`.
+    block_shape : tuple of int
+    name : str
+        Of the array, for errors.
+    channels : int or None
 
     Attributes
     ----------
     lo, hi : tuple of int
         The box of voxels touched; equal on an axis where the selection is empty.
+    shape : tuple of int
+        Shape before integer axes are dropped.
+    dense, empty : bool
+        All voxels of the box are selected; none is.
     step : tuple of int
         Positive step of each axis inside that box.
-    flip : tuple of bool
-        Axes to reverse (negative steps).
+    flip : tuple of slice or None
+        Index that reverses the axes of negative steps, if there are any.
     squeeze : tuple of int
         Axes indexed by an integer, absent from the result.
-    shape : tuple of int
-        Shape before squeezing.
     channel : slice or int
         Index into the channel axis (``slice(None)`` when the array has none).
     """
 
-    __slots__ = ("channel", "flip", "hi", "lo", "shape", "squeeze", "step")
+    __slots__ = ("channel", "dense", "empty", "flip", "hi", "lo", "shape", "squeeze", "step")
 
-    def __init__(self, index: Any, extents: Box, name: str, channels: int | None):
-        dims = len(extents[0])
-        self.channel, items = _split(index, dims, name, channels)
+    channel: slice | int
+    flip: tuple[slice, ...] | None
+
+    def __init__(
+        self,
+        index: Any,
+        box: Box | None,
+        block_shape: tuple[int, ...],
+        name: str,
+        channels: int | None,
+    ):
+        if type(index) is not tuple or not self._plain(index, len(block_shape)):
+            self._any(index, extents(box, block_shape), name, channels)
+
+    def _plain(self, index: tuple[Any, ...], dims: int) -> bool:
+        """Resolve what is nearly always asked for, in a third of the time: ints and closed slices.
+
+        Returns False for everything else, what is wrong included.
+        """
+        lo: list[int] = []
+        hi, shape, squeeze = [], [], []
+        for item in index:
+            if type(item) is int:
+                start, stop = item, item + 1
+                squeeze.append(len(lo))
+            elif type(item) is slice and item.step is None:
+                start, stop = item.start, item.stop
+                if type(start) is not int or type(stop) is not int or start > stop:
+                    return False
+            else:
+                return False
+            if start < MIN_COORDINATE or stop > MAX_COORDINATE + 1:
+                return False
+            lo.append(start)
+            hi.append(stop)
+            shape.append(stop - start)
+        if len(lo) != dims:
+            return False
+        self.lo, self.hi, self.shape = tuple(lo), tuple(hi), tuple(shape)
+        self.squeeze = tuple(squeeze)
+        self.dense, self.empty = True, 0 in shape
+        self.step, self.flip, self.channel = _ONES[dims], None, _ALL
+        return True
+
+    def _any(self, index: Any, ends: Box, name: str, channels: int | None) -> None:
+        self.channel, items = _split(index, len(ends[0]), name, channels)
         lo, hi, step, flip, squeeze, shape = [], [], [], [], [], []
         for axis, item in enumerate(items):
             if isinstance(item, slice):
                 first, last, stride, reverse, size = _slice(
-                    item, extents[0][axis], extents[1][axis], axis, name
+                    item, ends[0][axis], ends[1][axis], axis, name
                 )
             else:
                 first = _coordinate(item, axis, name)
@@ -148,15 +250,12 @@ class Selection:
             lo.append(first)
             hi.append(last)
             step.append(stride)
-            flip.append(reverse)
+            flip.append(slice(None, None, -1 if reverse else None))
             shape.append(size)
         self.lo, self.hi, self.step = tuple(lo), tuple(hi), tuple(step)
-        self.flip, self.squeeze, self.shape = tuple(flip), tuple(squeeze), tuple(shape)
-
-    @property
-    def empty(self) -> bool:
-        """True when no voxel is selected."""
-        return 0 in self.shape
+        self.squeeze, self.shape = tuple(squeeze), tuple(shape)
+        self.flip = None if all(each.step is None for each in flip) else tuple(flip)
+        self.dense, self.empty = max(step) == 1, 0 in shape
 
 
 def _split(index: Any, dims: int, name: str, channels: int | None) -> tuple[slice | int, list[Any]]:

@@ -10,7 +10,7 @@ import weakref
 from typing import Any
 
 from diced import keys
-from diced.engine.base import Engine
+from diced.engine.base import Descriptor, Engine
 from diced.errors import CorruptError, NotFoundError
 from diced.index import PackBuilder, PageCache
 from diced.segment import Frame, Pointer, SegmentWriter
@@ -67,6 +67,13 @@ class Home:
         if frame.size != length:
             raise CorruptError(f"segment {key} at {offset}: {frame.size} bytes, not {length}")
         return frame
+
+    def borrow(self, segment: int) -> Descriptor | None:
+        """Return a segment's open file for `Engine.give_back`; None if it is missing."""
+        try:
+            return self.engine.borrow(keys.segment(self.prefix, segment))
+        except NotFoundError:
+            return None
 
     def read_into(self, segment: int, offset: int, out: Any) -> None:
         """Fill a buffer from a segment."""

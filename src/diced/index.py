@@ -4,20 +4,19 @@ A tree is its root: the pointer of its top page, or None when it has no keys. Pa
 `apply` writes the pages it must and points to the others, so versions share them. A page above the
 leaves holds, per child, the child's first key, its pointer and the number of keys under it.
 
-Owns the shape of trees and the cache of decoded pages; knows no medium. `load` is a callable that
-returns the decoded page of a pointer, usually a `PageCache`.
+Owns the shape of trees; knows no medium. `load` is a callable that returns the decoded page of a
+pointer, usually a `PageCache`.
 """
 
 from __future__ import annotations
 
-import threading
 from bisect import bisect_left, bisect_right
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate, islice
+from itertools import accumulate
 
+from diced import _index
 from diced.errors import CorruptError, InvalidError
-from diced.page import Entry, PackBuilder, Page, Pointer, decode_page, encode_page
+from diced.page import Entry, PackBuilder, Page, PageCache, Pointer, encode_page, page_name
 
 Load = Callable[[Pointer], Page]
 Root = Pointer | None
@@ -46,55 +45,6 @@ _MAX_LEVEL = 31
 _MORE, _EDGE, _END = range(3)
 
 
-class PageCache:
-    """Decoded pages by pointer, those used last, bounded by memory; safe among threads.
-
-    Call it with a pointer to get the page. No lock is held while a page is read and decoded, so
-    two threads that miss the same page at once may both read it.
-
-    Parameters
-    ----------
-    read : callable
-        Returns the bytes of a pointer.
-    budget_bytes : int
-        Limit on the sum of `Page.nbytes`; a page above it is returned but not kept.
-    """
-
-    def __init__(self, read: Callable[[Pointer], bytes], budget_bytes: int):
-        self.budget_bytes = budget_bytes
-        self.nbytes = 0
-        self._read = read
-        self._pages: OrderedDict[Pointer, Page] = OrderedDict()
-        self.renew_lock()
-
-    def renew_lock(self) -> None:
-        """Make the lock anew: at birth and after a fork."""
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._pages)
-
-    def __call__(self, pointer: Pointer) -> Page:
-        with self._lock:
-            page = self._pages.get(pointer)
-            if page is not None:
-                self._pages.move_to_end(pointer)
-                return page
-        try:
-            page = decode_page(self._read(pointer))
-        except CorruptError as error:
-            raise CorruptError(f"{_name(pointer)}: {error}") from error
-        if page.nbytes > self.budget_bytes:
-            return page
-        with self._lock:
-            kept = self._pages.setdefault(pointer, page)
-            if kept is page:
-                self.nbytes += page.nbytes
-                while self.nbytes > self.budget_bytes:
-                    self.nbytes -= self._pages.popitem(last=False)[1].nbytes
-        return kept
-
-
 def get(load: Load, root: Root, key: bytes) -> Entry | None:
     """Return the entry of a key, or None.
 
@@ -103,27 +53,23 @@ def get(load: Load, root: Root, key: bytes) -> Entry | None:
     CorruptError
         As from every function here: a page on the way is damaged or not the one expected.
     """
-    if root is None:
-        return None
-    leaf, _ = _leaf(load, root, key)
-    at = leaf.find(key)
-    return None if at < 0 else leaf.entry(at)
+    return None if root is None else _leaf(load, root, key)[0].get(key)
 
 
 def get_many(load: Load, root: Root, keys: Sequence[bytes]) -> list[Entry | None]:
     """Return the entries, or None, of keys in ascending order; goes down once per leaf."""
-    if any(a > b for a, b in zip(keys, islice(keys, 1, None), strict=False)):
+    wanted = keys if isinstance(keys, list) else list(keys)
+    if _index.descent(wanted) >= 0:
         raise InvalidError("keys to look up must be in ascending order")
     if root is None:
-        return [None] * len(keys)
+        return [None] * len(wanted)
     found: list[Entry | None] = []
-    while len(found) < len(keys):
-        start = len(found)
-        leaf, bound = _leaf(load, root, keys[start])
-        end = len(keys) if bound is None else bisect_left(keys, bound, start)
-        for key in keys[start:end]:
-            at = leaf.find(key)
-            found.append(None if at < 0 else leaf.entry(at))
+    start = 0
+    while start < len(wanted):
+        leaf, bound = _leaf(load, root, wanted[start])
+        end = len(wanted) if bound is None else bisect_left(wanted, bound, start)
+        found += leaf.get_many(wanted, start, end)
+        start = end
     return found
 
 
@@ -273,7 +219,7 @@ def apply(load: Load, root: Root, delta: Delta, pack: PackBuilder) -> Root:
         and those above them. Nothing if nothing changes.
     """
     keys = [key for key, _ in delta]
-    if any(a >= b for a, b in zip(keys, islice(keys, 1, None), strict=False)):
+    if _index.descent(keys, equal=True) >= 0:
         raise InvalidError("keys of a delta must be strictly ascending")
     changes = [
         change
@@ -458,20 +404,16 @@ class _Build:
             self.add(number + 1, keys, pointers, counts)
 
 
-def _name(pointer: Pointer) -> str:
-    return f"index page at {pointer[1]} of object {pointer[0]:016x}"
-
-
 def _check(page: Page, pointer: Pointer) -> None:
     if not len(page) or page.has_tombstones:
-        raise CorruptError(f"{_name(pointer)}: is empty or part of a delta, not of a tree")
+        raise CorruptError(f"{page_name(pointer)}: is empty or part of a delta, not of a tree")
 
 
 def _top(load: Load, root: Pointer) -> Page:
     page = load(root)
     _check(page, root)
     if page.level > _MAX_LEVEL:
-        raise CorruptError(f"{_name(root)}: level {page.level}; trees end at {_MAX_LEVEL}")
+        raise CorruptError(f"{page_name(root)}: level {page.level}; trees end at {_MAX_LEVEL}")
     return page
 
 
@@ -487,13 +429,19 @@ def _child(load: Load, page: Page, at: int, bound: bytes | None) -> tuple[Page, 
     """Load a child and return it with the key that all of its keys are below, None if none."""
     pointer: Pointer = page.entry(at)  # type: ignore[assignment]
     child = load(pointer)
+    last = at + 1 == len(page)
+    below = bound if last else page.key(at + 1)
+    # What was found right once stays so, but for a bound that comes from above: `page` can be in
+    # several trees. The rest costs as much as the whole way down.
+    if child.place == page.serial + at and (below is None or not last):
+        return child, below
     _check(child, pointer)
-    below = page.key(at + 1) if at + 1 < len(page) else bound
     if (
         child.level != page.level - 1
         or child.key(0) != page.key(at)
         or (below is not None and child.key(len(child) - 1) >= below)
         or [child.count] != page.counts(at, at + 1)
     ):
-        raise CorruptError(f"{_name(pointer)}: is not the page that its parent says")
+        raise CorruptError(f"{page_name(pointer)}: is not the page that its parent says")
+    child.place = page.serial + at
     return child, below

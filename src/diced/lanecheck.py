@@ -12,7 +12,7 @@ import numpy as np
 
 from diced import grid, index, keys, log, pool
 from diced._compress import lz4_decompress
-from diced.blockio import CONSTANT, Blocks
+from diced.blocks import CONSTANT, Blocks
 from diced.errors import (
     AccessError,
     CorruptError,

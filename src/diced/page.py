@@ -1,14 +1,16 @@
 """Index pages: sorted keys with their entries, packed by column, compressed and checksummed.
 
-Owns the bytes of a page, which the byte table in ``docs/format.md`` describes; knows no tree and no
-medium.
+Owns the bytes of a page, which the byte table in ``docs/format.md`` describes, and the cache of
+decoded ones; knows no tree and no medium.
 """
 
 from __future__ import annotations
 
+import itertools
 import struct
-from collections.abc import Iterator, Sequence
-from itertools import takewhile
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from operator import eq
 from typing import Any
 
@@ -31,9 +33,11 @@ __all__ = [
     "Entry",
     "PackBuilder",
     "Page",
+    "PageCache",
     "Pointer",
     "decode_page",
     "encode_page",
+    "page_name",
 ]
 
 MAX_ENTRIES = 1 << 20
@@ -51,7 +55,11 @@ _POINTER, _INLINE, _TOMBSTONE = 0, 1, 2
 _LEVEL = 3
 
 
-class Page:
+# A page's places in its serial number: index.py notes where in which page a child was found.
+_SERIALS = itertools.count(MAX_ENTRIES, MAX_ENTRIES)
+
+
+class Page(_index.Table):
     """A decoded page: immutable, columns in memory, no Python object per key.
 
     Attributes
@@ -60,25 +68,28 @@ class Page:
         0 for a leaf.
     count : int
         Number of keys in the leaves at or below this page.
+    has_tombstones : bool
+        Whether any entry is a tombstone, which only deltas hold.
     nbytes : int
         Memory held, for the accounts of caches.
+    serial : int
+        Differs by `MAX_ENTRIES` or more between any two pages of a process.
+    place : int
+        Note of the tree: serial number plus index of the parent's entry that this page was last
+        found to be what it says; 0 at first.
+    used : bool
+        Note of the cache: asked for since it was last looked at.
     """
 
     __slots__ = (
         "_counts",
-        "_ends",
-        "_flat",
-        "_kinds",
-        "_length",
-        "_objects",
-        "_owner",
-        "_plain",
-        "_values",
-        "_where",
-        "_width",
         "count",
+        "has_tombstones",
         "level",
         "nbytes",
+        "place",
+        "serial",
+        "used",
     )
 
     def __init__(
@@ -91,78 +102,27 @@ class Page:
         values: bytes,
         counts: Array | None,
     ):
+        super().__init__(*keys, kinds, *places, objects, values)
         self.level = level
-        self._flat, self._ends, self._width = keys
-        self._kinds = kinds
-        self._plain = kinds.count(_POINTER) == len(kinds)
-        # A memoryview yields Python ints, four times as fast as a numpy scalar and int().
-        self._where, self._length, self._owner = (memoryview(column.data) for column in places)
-        self._objects = objects
-        self._values = values
         self._counts = None if counts is None else memoryview(counts.data)
         self.count = len(kinds) if counts is None else int(counts.sum())
+        self.has_tombstones = _TOMBSTONE in kinds
         self.nbytes = (
             1000
-            + len(self._flat)
-            + len(self._ends)
+            + len(keys[0])
+            + len(keys[1])
             + len(values)
             + 40 * len(objects)
             + (15 if counts is None else 23) * len(kinds)
         )
-
-    def __len__(self) -> int:
-        return len(self._kinds)
+        self.serial = next(_SERIALS)
+        self.place = 0
+        self.used = False
 
     @property
     def keys(self) -> list[bytes]:
         """The keys in order; built anew by each access."""
         return self.key_range(0, len(self))
-
-    @property
-    def has_tombstones(self) -> bool:
-        """Whether any entry is a tombstone, which only deltas hold."""
-        return _TOMBSTONE in self._kinds
-
-    def key(self, index: int) -> bytes:
-        """Return one key by its index from 0."""
-        if not 0 <= index < len(self._kinds):
-            raise IndexError(f"key {index} of a page of {len(self)}")
-        if self._width:
-            return self._flat[index * self._width : (index + 1) * self._width]
-        return self.key_range(index, index + 1)[0]
-
-    def key_range(self, start: int, stop: int) -> list[bytes]:
-        """Return the keys with ``start <= index < stop``, two numbers within the page."""
-        flat, width = self._flat, self._width
-        if width:
-            return [flat[at : at + width] for at in range(start * width, stop * width, width)]
-        ends = memoryview(self._ends).cast("I")[max(start - 1, 0) : stop].tolist()
-        if not start:
-            ends.insert(0, 0)
-        return [flat[ends[i] : ends[i + 1]] for i in range(stop - start)]
-
-    def entry(self, index: int) -> Entry | None:
-        """Return a pointer, an inline value, or None for a tombstone, by index from 0."""
-        kind = self._kinds[index]
-        if kind == _POINTER:
-            return self._objects[self._owner[index]], self._where[index], self._length[index]
-        if kind == _INLINE:
-            start = self._where[index]
-            return self._values[start : start + self._length[index]]
-        return None
-
-    def entry_range(self, start: int, stop: int) -> list[Entry | None]:
-        """Return the entries with ``start <= index < stop``, two numbers within the page."""
-        if not self._plain:
-            return [self.entry(index) for index in range(start, stop)]
-        return list(
-            zip(
-                map(self._objects.__getitem__, self._owner[start:stop].tolist()),
-                self._where[start:stop].tolist(),
-                self._length[start:stop].tolist(),
-                strict=True,
-            )
-        )
 
     def counts(self, start: int, stop: int) -> list[int]:
         """Return the counts of keys under the children ``start <= index < stop``."""
@@ -174,17 +134,70 @@ class Page:
         """Return an iterator over (key, entry) in order."""
         return zip(self.keys, self.entry_range(0, len(self)), strict=True)
 
-    def find(self, key: bytes) -> int:
-        """Return the index of `key`, or -1."""
-        return _index.find(self._flat, self._ends, self._width, key)
 
-    def position(self, key: bytes) -> int:
-        """Return how many keys are below `key` (bisect_left)."""
-        return _index.position(self._flat, self._ends, self._width, key)
+class PageCache:
+    """Decoded pages by pointer, those used of late, bounded by memory; safe among threads.
 
-    def slot(self, key: bytes) -> int:
-        """Return the index of the last key that is not above `key`, or -1."""
-        return _index.slot(self._flat, self._ends, self._width, key)
+    Call it with a pointer to get the page. A page that is there is found without a lock and only
+    marked as used; the oldest goes first, but a marked one is given a second turn. No lock is held
+    while a page is read and decoded, so two threads that miss the same page at once may both read
+    it.
+
+    Parameters
+    ----------
+    read : callable
+        Returns the bytes of a pointer.
+    budget_bytes : int
+        Limit on the sum of `Page.nbytes`; a page above it is returned but not kept.
+    """
+
+    def __init__(self, read: Callable[[Pointer], bytes], budget_bytes: int):
+        self.budget_bytes = budget_bytes
+        self.nbytes = 0
+        self._read = read
+        self._pages: OrderedDict[Pointer, Page] = OrderedDict()
+        self.renew_lock()
+
+    def renew_lock(self) -> None:
+        """Make the lock anew: at birth and after a fork."""
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._pages)
+
+    def __call__(self, pointer: Pointer) -> Page:
+        page = self._pages.get(pointer)
+        if page is not None:
+            page.used = True
+            return page
+        try:
+            page = decode_page(self._read(pointer))
+        except CorruptError as error:
+            raise CorruptError(f"{page_name(pointer)}: {error}") from error
+        if page.nbytes > self.budget_bytes:
+            return page
+        with self._lock:
+            kept = self._pages.get(pointer)
+            if kept is None:
+                self._make_room(page.nbytes)
+                self._pages[pointer] = kept = page
+                self.nbytes += page.nbytes
+        return kept
+
+    def _make_room(self, size: int) -> None:
+        while self.nbytes + size > self.budget_bytes:
+            pointer, page = next(iter(self._pages.items()))
+            if page.used:
+                page.used = False
+                self._pages.move_to_end(pointer)
+            else:
+                del self._pages[pointer]
+                self.nbytes -= page.nbytes
+
+
+def page_name(pointer: Pointer) -> str:
+    """Return what errors call the page of a pointer."""
+    return f"index page at {pointer[1]} of object {pointer[0]:016x}"
 
 
 class PackBuilder:
@@ -327,7 +340,7 @@ def _payload(
     wrong = _index.disorder(flat, ends)
     if wrong >= 0:
         raise InvalidError(f"keys must ascend; key {wrong} is {keys[wrong]!r}")
-    prefix = len(list(takewhile(bool, map(eq, keys[0], keys[-1]))))  # of all between, too
+    prefix = len(list(itertools.takewhile(bool, map(eq, keys[0], keys[-1]))))  # of all between, too
     even = int(lengths.min()) == longest
     if even:
         groups, key_parts = columns.pack_grid(flat, n, longest, prefix)

@@ -57,7 +57,8 @@ class Overlay:
 
     def get(self, space: int, key: bytes, number: int) -> tuple[bool, Entry | None]:
         """Return (found, entry) as of record `number`."""
-        link = self.chains.get(space, {}).get(key)
+        chain = self.chains.get(space)
+        link = chain.get(key) if chain else None
         while link is not None and link[0] > number:
             link = link[2]
         return (False, None) if link is None else (True, link[1])

@@ -192,12 +192,22 @@ class Lane:
         root = state.roots.get(space)
         if not chain:
             return index.get_many(self.home.load, root, names)
-        found = [state.overlay.get(space, name, state.number) for name in names]
-        if root is None or all(each[0] for each in found):
-            return [each[1] for each in found]
-        missing = [name for name, each in zip(names, found, strict=True) if not each[0]]
-        rest = iter(index.get_many(self.home.load, root, missing))
-        return [each[1] if each[0] else next(rest) for each in found]
+        found: list[Entry | None] = []
+        missing = []
+        number = state.number
+        for link in map(chain.get, names):
+            while link is not None and link[0] > number:
+                link = link[2]
+            if link is None:
+                missing.append(len(found))
+                found.append(None)
+            else:
+                found.append(link[1])
+        if missing and root is not None:
+            rest = index.get_many(self.home.load, root, [names[i] for i in missing])
+            for i, entry in zip(missing, rest, strict=True):
+                found[i] = entry
+        return found
 
     def scan(
         self, state: State, space: int, start: bytes = b"", stop: bytes | None = None

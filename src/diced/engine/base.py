@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 from diced.errors import (
     AccessError,
@@ -124,6 +124,12 @@ def translate(error: OSError, doing: str) -> DicedException:
     return EngineError(message)
 
 
+class Descriptor(Protocol):
+    """An open file that stays open until it is given back."""
+
+    fd: int
+
+
 class Engine(ABC):
     """Bytes by key on one medium.
 
@@ -141,9 +147,12 @@ class Engine(ABC):
         Writes raise ReadOnlyError.
     appends : bool
         Whether `appender` is offered.
+    descriptors : bool
+        Whether `borrow` is offered.
     """
 
     appends: ClassVar[bool] = False
+    descriptors: bool = False
 
     durability: Durability
     readonly: bool
@@ -181,6 +190,13 @@ class Engine(ABC):
     @abstractmethod
     def read_into(self, key: str, start: int, out: Buffer) -> None:
         """Fill a writable contiguous buffer from offset `start`; errors as in `get`."""
+
+    def borrow(self, key: str) -> Descriptor:
+        """Return an object's open file, to be handed back with `give_back`; errors as in `get`."""
+        raise UnsupportedError(f"{type(self).__name__} has no files to open")
+
+    def give_back(self, handle: Any) -> None:
+        """Return what `borrow` gave."""
 
     @abstractmethod
     def exists(self, key: str) -> bool:

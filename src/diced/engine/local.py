@@ -118,6 +118,7 @@ class LocalEngine(Engine):
         self.durability = check_durability(durability)
         self.readonly = bool(readonly)
         self._os = system
+        self.descriptors = system is os  # else every call is to go through `system`
         self._closed = False
         self._handles = Handles(max_handles, system)
         self._made: set[str] = set()  # directories this engine knows to exist, durably
@@ -254,6 +255,18 @@ class LocalEngine(Engine):
                 got += count
 
         self._reading(key, True, fill)
+
+    def borrow(self, key: str) -> Handle:
+        self._check_open()
+        try:
+            return self._handles.take(key, self._path(check_key(key)), True)
+        except _GONE:
+            raise missing(key) from None
+        except OSError as error:
+            raise translate(error, f"open {key!r} in {self.root!r}") from error
+
+    def give_back(self, handle: Handle) -> None:
+        self._handles.give_back(handle)
 
     def exists(self, key: str) -> bool:
         return self._stat(key) is not None

@@ -1,0 +1,370 @@
+"""What one commit writes: whole blocks, encoded at once, and pieces of others, kept to be merged.
+
+Pieces are merged again with whatever another writer did first (invariant I4). Blocks are encoded a
+group at a time, gathered, compressed and framed in one region without the GIL (`_blockwrite`), and
+appended by the thread that encoded them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from diced import _blocks, _blockwrite, _voxels, grid, pool
+from diced import codec as codecs
+from diced.blocks import CONSTANT, SPACE, Blocks, borrow_buffer
+from diced.errors import CorruptError
+from diced.log import Entry, Pointer
+from diced.segment import BLOCK, FLAG_LOSSY, frame_header
+from diced.spec import cast
+from diced.state import Change, State
+
+# Voxels encoded by one task: as many blocks as this holds, and at least so many.
+GROUP_BYTES = 2 * 1024 * 1024
+GROUP_BLOCKS = 4
+
+
+class Patch:
+    """Part of a block to be overwritten: where in the block, and with what."""
+
+    __slots__ = ("source", "window")
+
+    def __init__(self, window: tuple[slice, ...], source: np.ndarray):
+        self.window = window
+        self.source = source
+
+    def keep(self) -> None:
+        """Copy the source, because its owner may change it; a broadcast value stays one."""
+        if any(self.source.strides):
+            self.source = self.source.copy()
+        else:
+            first = self.source[(slice(0, 1),) * self.source.ndim].copy()
+            self.source = np.broadcast_to(first, self.source.shape)
+
+    def apply(self, block: np.ndarray, dtype: np.dtype[Any], what: str) -> None:
+        """Write into a block's array."""
+        _blocks.copy(cast(self.source, dtype, what), block[self.window])
+
+
+class Assignment:
+    """Voxels to write: a box (or every `step`-th voxel of one) and an array of the same shape.
+
+    `channel` is empty, or the one slice of the channel axis that is written.
+    """
+
+    __slots__ = ("channel", "dense", "hi", "lo", "source", "step")
+
+    def __init__(
+        self,
+        lo: tuple[int, ...],
+        hi: tuple[int, ...],
+        step: tuple[int, ...],
+        source: np.ndarray,
+        channel: tuple[slice, ...] = (),
+    ):
+        self.lo = lo
+        self.hi = hi
+        self.step = step
+        self.source = source
+        self.channel = channel
+        self.dense = not channel and all(each == 1 for each in step)
+
+    def patch(self, cut: grid.Cut, i: int) -> Patch | None:
+        """Return what falls into block `i` of a cut of this box."""
+        window, taken = [], []
+        for begin, count, out, step in zip(*cut.table[i].tolist(), self.step, strict=True):
+            first = -(-out // step)
+            skip = first * step - out
+            if skip >= count:
+                return None
+            window.append(slice(begin + skip, begin + count, step))
+            taken.append(slice(first, first + -(-(count - skip) // step)))
+        return Patch((*window, *self.channel), self.source[tuple(taken)])
+
+
+class Pending:
+    """What one commit will write: finished entries, and pieces of blocks to be merged.
+
+    Parameters
+    ----------
+    blocks : Blocks
+    keep : bool
+        Copy the pieces, because the caller may change its arrays before the commit.
+    """
+
+    def __init__(self, blocks: Blocks, keep: bool):
+        self.blocks = blocks
+        self.keep = keep
+        self.box: grid.Box | None = None
+        self.broken = False  # an assignment failed half-way: nothing of this may be committed
+        self._encoder = _Encoder(blocks)
+        self._whole: dict[bytes, Entry] = {}
+        self._parts: dict[bytes, list[Patch]] = {}
+        self._merged: dict[bytes, Entry] = {}
+
+    def assign(self, state: State, todo: Assignment) -> None:
+        """Add an assignment. Whole blocks are encoded now, compared with `state`'s."""
+        spec = self.blocks.spec
+        self.box = grid.union(self.box, (todo.lo, todo.hi))
+        broken, self.broken = self.broken, True
+        for low, high in grid.pieces(todo.lo, todo.hi, spec.block_shape):
+            cut = grid.Cut(low, high, spec.block_shape, todo.lo)
+            known = self.blocks.lane.get_many(state, SPACE, cut.keys)
+            whole, merges = [], []
+            for i, key in enumerate(cut.keys):
+                if todo.dense and cut.whole[i]:
+                    whole.append(i)
+                    if self._parts:
+                        self._parts.pop(key, None)
+                    continue
+                patch = todo.patch(cut, i)
+                if patch is None:
+                    continue
+                if key in self._whole:
+                    merges.append(_Merge(key, self._whole[key], [patch], known[i]))
+                else:
+                    if self.keep:
+                        patch.keep()
+                    self._parts.setdefault(key, []).append(patch)
+            self._encoder.boxes(todo.source, cut, whole, known, self._whole)
+            self._encoder.merges(merges, self._whole)
+        self.broken = broken
+
+    def prepare(self, state: State, touched: dict[int, set[bytes]] | None) -> Change | None:
+        """Merge the pieces with `state` and return the change (a `versioned.Prepare`)."""
+        todo = list(self._parts) if touched is None else list(touched.get(SPACE, ()))
+        todo = sorted(key for key in todo if key in self._parts)
+        lane = self.blocks.lane
+        current = lane.get_many(state, SPACE, todo)
+        merges = [
+            _Merge(key, entry, self._parts[key], entry)
+            for key, entry in zip(todo, current, strict=True)
+        ]
+        self._encoder.merges(merges, self._merged)
+        names = sorted({**self._whole, **self._merged})
+        delta: dict[bytes, Entry | None] = {}
+        reads = set(self._merged)
+        for key, entry in zip(names, lane.get_many(state, SPACE, names), strict=True):
+            wanted = self._merged.get(key) or self._whole[key]
+            if wanted == entry:
+                reads.add(key)  # unchanged, as long as nobody else changes it
+            else:
+                delta[key] = wanted
+        if not delta and grid.union(state.box, self.box) == state.box:
+            return None
+        return Change({SPACE: delta}, {SPACE: sorted(reads)}, self.box, self._encoder.segments)
+
+    def overlay(self, lo: Sequence[int], hi: Sequence[int], out: np.ndarray) -> None:
+        """Write what is pending inside a box over `out`, so that a batch reads its own writes."""
+        spec = self.blocks.spec
+        cut = grid.Cut(lo, hi, spec.block_shape)
+        for i, key in enumerate(cut.keys):
+            if key not in self._whole and key not in self._parts:
+                continue
+            begin, count, start = cut.table[i].tolist()
+            view = out[tuple(slice(a, a + n) for a, n in zip(start, count, strict=True))]
+            window = tuple(slice(a, a + n) for a, n in zip(begin, count, strict=True))
+            block = np.empty(spec.full_block_shape, spec.dtype)
+            if key in self._whole:
+                self.blocks.load(self._whole[key], key, block)
+            else:
+                block[window] = view
+                for patch in self._parts[key]:
+                    patch.apply(block, spec.dtype, spec.name)
+            view[...] = block[window]
+
+
+class _Merge:
+    """One block to encode: patches over a base entry; `known` is what is stored."""
+
+    __slots__ = ("base", "key", "known", "patches")
+
+    def __init__(self, key: bytes, base: Entry | None, patches: list[Patch], known: Entry | None):
+        self.key = key
+        self.base = base
+        self.patches = patches
+        self.known = known
+
+
+class _Encoder:
+    """Turns blocks into entries, their frames appended to the active segment.
+
+    Attributes
+    ----------
+    segments : set of int
+        Segments that were appended to.
+    """
+
+    def __init__(self, blocks: Blocks):
+        self.segments: set[int] = set()
+        self._blocks = blocks
+        spec = self._spec = blocks.spec
+        self._what = f"array {spec.name!r}"
+        self._codec = codecs.get_codec(spec.codec, spec.dtype, spec.block_shape, spec.channels)
+        self._writer = blocks.writer()
+        self._group = max(GROUP_BLOCKS, GROUP_BYTES // spec.block_nbytes)
+        self._lent: list[np.ndarray] = []
+
+    def boxes(
+        self,
+        source: np.ndarray,
+        cut: grid.Cut,
+        rows: list[int],
+        known: list[Entry | None],
+        into: dict[bytes, Entry],
+    ) -> None:
+        """Encode whole blocks of a box of values."""
+
+        def one(group: list[int]) -> None:
+            stored = [known[i] for i in group]
+            if source.dtype == self._spec.dtype:
+                into.update(self._encode(source, cut.keys, cut.table, group, stored))
+                return
+            stack, table = self._stack(len(group))
+            for number, i in enumerate(group):
+                window = tuple(
+                    slice(a, a + n) for _, n, a in zip(*cut.table[i].tolist(), strict=True)
+                )
+                _blocks.copy(
+                    cast(source[window], self._spec.dtype, self._what), self._at(stack, number)
+                )
+            keys = [cut.keys[i] for i in group]
+            into.update(self._encode(stack, keys, table, range(len(group)), stored))
+
+        groups = [rows[i : i + self._group] for i in range(0, len(rows), self._group)]
+        pool.for_each(one, groups, self._blocks.threads)
+
+    def merges(self, merges: list[_Merge], into: dict[bytes, Entry]) -> None:
+        """Encode blocks of which parts are new."""
+
+        def one(group: list[_Merge]) -> None:
+            stack, table = self._stack(len(group))
+            keys = [each.key for each in group]
+            self._blocks.read_entries([each.base for each in group], keys, table, stack)
+            for number, each in enumerate(group):
+                block = self._at(stack, number)
+                for patch in each.patches:
+                    patch.apply(block, self._spec.dtype, self._what)
+            stored = [each.known for each in group]
+            into.update(self._encode(stack, keys, table, range(len(group)), stored))
+
+        # Each costs a read, too: smaller groups share them better among few threads.
+        size = max(1, min(self._group, -(-len(merges) // (2 * self._blocks.threads))))
+        groups = [merges[i : i + size] for i in range(0, len(merges), size)]
+        pool.for_each(one, groups, self._blocks.threads)
+
+    def _stack(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return room for blocks one behind the other on axis 0, and its table."""
+        shape = self._spec.full_block_shape
+        stack = np.empty((count * shape[0], *shape[1:]), self._spec.dtype)
+        table = np.zeros((count, 3, self._spec.dims), np.int64)
+        table[:, 1] = self._spec.block_shape
+        table[:, 2, 0] = np.arange(count) * shape[0]
+        return stack, table
+
+    def _at(self, stack: np.ndarray, number: int) -> np.ndarray:
+        size = self._spec.block_shape[0]
+        return stack[number * size : (number + 1) * size]
+
+    def _encode(
+        self,
+        source: np.ndarray,
+        keys: list[bytes],
+        table: np.ndarray,
+        rows: Sequence[int],
+        known: list[Entry | None],
+    ) -> list[tuple[bytes, Entry]]:
+        """Return the entries of some rows of a table; `known` is what is stored at each."""
+        if self._writer is None:
+            return [
+                self._encode_alone(source, keys[row], table[row, 2].tolist(), stored)
+                for row, stored in zip(rows, known, strict=True)
+            ]
+        try:
+            memory = self._lent.pop()
+        except IndexError:
+            room = min(self._group * self._spec.block_nbytes, 2 * GROUP_BYTES)
+            memory = np.empty(self._writer.most + room, np.uint8)
+        entries: list[tuple[bytes, Entry]] = []
+        done = 0
+        while done < len(rows):
+            found = self._writer.pack(source, keys, table, rows[done:], memory)
+            last = done + len(found)
+            names = [keys[row] for row in rows[done:last]]
+            entries += self._append(memoryview(memory), names, found, known[done:last])
+            done = last
+        self._lent.append(memory)
+        return entries
+
+    def _append(
+        self,
+        memory: memoryview,
+        names: list[bytes],
+        found: list[bytes | tuple[int, int]],
+        known: list[Entry | None],
+    ) -> list[tuple[bytes, Entry]]:
+        """Append frames, but those that are stored already, and return entries."""
+        entries: list[tuple[bytes, Entry]] = []
+        chunks: list[tuple[int, int]] = []  # frames that lie together, start and stop
+        fresh: list[tuple[bytes, int]] = []
+        for key, made, stored in zip(names, found, known, strict=True):
+            if isinstance(made, bytes):
+                entries.append((key, CONSTANT + made))
+                continue
+            start, length = made
+            if isinstance(stored, tuple) and self._same(
+                stored, memory[start : start + length]
+            ):
+                entries.append((key, stored))
+                continue
+            fresh.append((key, length))
+            if chunks and chunks[-1][1] == start:
+                chunks[-1] = chunks[-1][0], start + length
+            else:
+                chunks.append((start, start + length))
+        if fresh:
+            segment, offset = self._blocks.home.writer.append([memory[a:b] for a, b in chunks])
+            self.segments.add(segment)
+            for key, length in fresh:
+                entries.append((key, (segment, offset, length)))
+                offset += length
+        return entries
+
+    def _encode_alone(
+        self, source: np.ndarray, key: bytes, start: list[int], known: Entry | None
+    ) -> tuple[bytes, Entry]:
+        """Encode one block by a codec that only Python can call."""
+        spec = self._spec
+        block = source[
+            tuple(slice(a, a + n) for a, n in zip(start, spec.block_shape, strict=True))
+        ]
+        element = _voxels.constant(block, spec.channels or 1)
+        if element is not None:
+            return key, CONSTANT + element
+        payload = self._codec.encode(block)
+        header = frame_header(
+            BLOCK,
+            self._codec.id,
+            FLAG_LOSSY if self._codec.lossy else 0,
+            SPACE,
+            self._blocks.lane.lane_bytes,
+            key,
+            spec.block_nbytes,
+            payload,
+        )
+        frame = memoryview(header + payload)
+        ((_, entry),) = self._append(frame, [key], [(0, len(frame))], [known])
+        return key, entry
+
+    def _same(self, known: Pointer, frame: memoryview) -> bool:
+        """Tell whether the stored frame is byte for byte the new one; lengths decide mostly."""
+        if known[2] != len(frame):
+            return False
+        stored = borrow_buffer(known[2])
+        try:
+            self._blocks.home.read_into(known[0], known[1], stored)
+        except CorruptError:
+            return False  # the write mends it
+        return bytes(stored) == bytes(frame)  # comparing the views goes item by item
