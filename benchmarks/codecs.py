@@ -25,6 +25,12 @@ class Codecs:
     def time_decode(self, codec):
         self.codec.decode(self.payload, self.out, (0, 0, 0))
 
+    def time_decode_voxel(self, codec):
+        self.codec.decode(self.payload, self.out[:1, :1, :1], (41, 20, 33))
+
+    def time_decode_plane(self, codec):
+        self.codec.decode(self.payload, self.out[:1], (41, 0, 0))
+
     def track_ratio(self, codec):
         return self.block.nbytes / len(self.payload)
 

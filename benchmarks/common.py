@@ -61,10 +61,17 @@ class Scratch:
         shutil.rmtree(self.path)
 
 
-def ratio(ours: Callable[[], object], peer: Callable[[], object], rounds: int = 7) -> float:
-    """Return the median of our time over the peer's, the two run in turn."""
+def ratio(
+    ours: Callable[[], object],
+    peer: Callable[[], object],
+    rounds: int = 7,
+    before: Callable[[], object] | None = None,
+) -> float:
+    """Return the median of our time over the peer's, the two run in turn, `before` untimed."""
     found = []
     for _ in range(rounds):
+        if before:
+            before()
         start = time.perf_counter()
         ours()
         middle = time.perf_counter()

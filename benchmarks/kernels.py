@@ -39,6 +39,7 @@ class Labels:
         self.window = self.volume[BLOCK]
         self.payload = _codec.label_encode(self.window)
         self.out = np.zeros_like(self.volume)
+        self.distinct = np.arange(64**3, dtype=np.uint64).reshape(64, 64, 64)
 
     def time_encode(self):
         _codec.label_encode(self.window)
@@ -49,6 +50,13 @@ class Labels:
     def time_decode_plane(self):
         window = self.out[3:4, 64:128, 64:128]
         _codec.label_decode(self.payload, window, (31, 0, 0), (64, 64, 64))
+
+    def time_decode_voxel(self):
+        window = self.out[3:4, 64:65, 64:65]
+        _codec.label_decode(self.payload, window, (31, 20, 33), (64, 64, 64))
+
+    def time_encode_all_distinct(self):
+        _codec.label_encode(self.distinct)
 
     def track_bytes(self):
         return len(self.payload)

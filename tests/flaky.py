@@ -12,9 +12,11 @@ class FlakyOs:
         *("link", "unlink", "mkdir", "stat", "fstat"),
     )
 
-    def __init__(self, fail_at=None, number=errno.EIO, after=False, short=False):
+    def __init__(self, fail_at=None, number=errno.EIO, after=False, short=False, nameless=True):
         self.fail_at, self.number, self.after, self.short = fail_at, number, after, short
         self.calls = []
+        if not nameless:
+            self.O_TMPFILE = None
 
     def __getattr__(self, name):
         real = getattr(os, name)

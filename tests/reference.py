@@ -87,6 +87,89 @@ def label_decode_reference(payload: bytes, shape: tuple[int, int, int]) -> np.nd
     return volume
 
 
+def packed_label_reference(volume: np.ndarray) -> tuple[int, list[bytes]]:
+    """Return the length of a label block, and its head and layers of values before packing."""
+    block = label_encode_reference(volume)
+    labels = int.from_bytes(block[12:16], "little")
+    layers = volume.shape[0] // 8
+    end = 16 + 8 * labels
+    if labels == 1:
+        return len(block), [block, *[b""] * layers]
+    sub_blocks = volume.size // 512
+    counts = np.frombuffer(block, "<u2", sub_blocks, end)
+    first = end + 2 * sub_blocks
+    total = int(counts.sum())
+    indices = np.frombuffer(block, "<u4", total, first)
+    planes = ((labels - 1).bit_length() + 7) // 8
+    head = block[:end]
+    for part, width in ((counts, 2), (indices, planes)):
+        for plane in range(width):
+            head += (part >> (8 * plane) & 255).astype("u1").tobytes()
+    sections, place = [head], first + 4 * total
+    for layer in counts.reshape(layers, -1):
+        size = 64 * sum((int(count) - 1).bit_length() for count in layer)
+        sections.append(block[place : place + size])
+        place += size
+    return len(block), sections
+
+
+def packed_label_unpack_reference(payload: bytes, shape: tuple[int, int, int]) -> np.ndarray:
+    """Return the volume of an LZ4-packed label block; ValueError when it is not one."""
+    import lz4.block
+
+    layers, sub_blocks = shape[0] // 8, shape[0] * shape[1] * shape[2] // 512
+    if len(payload) < 4 * (3 + layers):
+        raise ValueError("short table")
+    length, head_size, *ends = struct.unpack_from(f"<{3 + layers}I", payload)
+    body = payload[4 * (3 + layers) :]
+    most = 16 + sub_blocks * (512 * 12 + 578)
+    if ends != sorted(ends) or ends[-1] != len(body) or not head_size <= length <= most:
+        raise ValueError("table")
+
+    def unpack(data: bytes, size: int) -> bytes:
+        try:
+            out: bytes = lz4.block.decompress(data, uncompressed_size=size)
+        except (lz4.block.LZ4BlockError, ValueError) as error:
+            raise ValueError(str(error)) from None
+        if len(out) != size:
+            raise ValueError("another size")
+        return out
+
+    head = unpack(body[: ends[0]], head_size)
+    labels = int.from_bytes(head[12:16], "little")
+    if not 1 <= labels <= 512 * sub_blocks:
+        raise ValueError("labels")
+    if labels == 1:
+        if len(body) != ends[0] or len(head) != length:
+            raise ValueError("solid")
+        return label_decode_reference(head, shape)
+    planes = ((labels - 1).bit_length() + 7) // 8
+    end = 16 + 8 * labels
+    if len(head) < end + 2 * sub_blocks:
+        raise ValueError("short head")
+    low = np.frombuffer(head, "u1", sub_blocks, end)
+    high = np.frombuffer(head, "u1", sub_blocks, end + sub_blocks)
+    counts = low + 256 * high.astype("<u2")
+    rest = head[end + 2 * sub_blocks :]
+    total = int(counts.sum())
+    if len(rest) != planes * total or int(counts.max()) > 512:
+        raise ValueError("indices")
+    indices = np.zeros(total, "<u4")
+    for plane in range(planes):
+        part = np.frombuffer(rest, "u1", total, plane * total).astype("<u4")
+        indices |= part << np.uint32(8 * plane)
+    block = head[:end] + counts.tobytes() + indices.tobytes()
+    for layer, (begin, stop) in zip(
+        counts.reshape(layers, -1), itertools.pairwise(ends), strict=True
+    ):
+        size = 64 * sum((int(count) - 1).bit_length() for count in layer if count)
+        if size:
+            block += unpack(body[begin:stop], size)
+    if len(block) != length:
+        raise ValueError("another length")
+    return label_decode_reference(block, shape)
+
+
 # --- blocks --------------------------------------------------------------------------------------
 
 

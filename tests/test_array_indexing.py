@@ -18,6 +18,7 @@ from diced import (
     InvalidError,
     NotFoundError,
     UnsupportedError,
+    grid,
 )
 
 LOW, HIGH = -(2**31), 2**31 - 1
@@ -153,6 +154,29 @@ def _closed(item: slice, extent: range) -> slice:
     return slice(
         first if item.start is None else item.start, last if item.stop is None else item.stop, step
     )
+
+
+@pytest.mark.parametrize("channels", [None, 3])
+def test_plain_indices_mean_what_others_mean(channels: int | None) -> None:
+    """Ints and closed slices take a way of their own; numpy's integers take the general one."""
+    rng = np.random.default_rng(7)
+    box = ((-40, 3, 17), (25, 90, 18))
+    for _ in range(300):
+        plain: list[Any] = []
+        other: list[Any] = []
+        for _ in range(3):
+            start, size = rng.integers(-(2**31), 2**31 - 9).item(), rng.integers(0, 9).item()
+            if rng.random() < 0.4:
+                plain.append(start)
+                other.append(np.int64(start))
+            else:
+                plain.append(slice(start, start + size))
+                other.append(slice(np.int64(start), start + size, 1))
+        found, wanted = (
+            grid.Selection(tuple(index), box, (4, 8, 5), "a", channels) for index in (plain, other)
+        )
+        for each in grid.Selection.__slots__:
+            assert getattr(found, each) == getattr(wanted, each), (plain, each)
 
 
 BAD_INDICES: list[tuple[Any, str]] = [

@@ -291,11 +291,11 @@ class TestCut:
         lo, hi, shape = box
         cut = grid.Cut(lo, hi, shape)
         assert len(cut) == len(cut.keys)
-        for i, key in enumerate(cut.keys):
-            assert key == morton_reference(cut.coords[i].tolist())
-            start = cut.coords[i] * shape + cut.begin[i]
-            assert (start - lo).tolist() == cut.out[i].tolist()
-            assert bool(cut.whole[i]) == (cut.count[i].tolist() == shape)
+        coords = grid.block_coords(cut.keys, len(lo))
+        for i, (begin, count, out) in enumerate(cut.table):
+            assert cut.keys[i] == morton_reference(coords[i].tolist())
+            assert (coords[i] * shape + begin - lo).tolist() == out.tolist()
+            assert bool(cut.whole[i]) == (count.tolist() == shape)
 
 
 class TestPieces:
@@ -308,7 +308,7 @@ class TestPieces:
             cut = grid.Cut(low, high, shape, lo)
             assert 1 <= len(cut) <= 10
             keys += cut.keys
-            for start, count in zip(cut.out.tolist(), cut.count.tolist(), strict=True):
+            for _, count, start in cut.table.tolist():
                 seen[tuple(slice(a, a + n) for a, n in zip(start, count, strict=True))] += 1
         assert (seen == 1).all()
         assert sorted(keys) == grid.Cut(lo, hi, shape).keys

@@ -328,6 +328,20 @@ def test_unsorted_deltas_are_refused(keys):
         index.apply(Pages().load, None, [(key, b"") for key in keys], PackBuilder(1))
 
 
+def test_lookups_of_many_keys_in_many_leaves():
+    pages = Pages()
+    model = {b"%x" % n: (1, n, n % 7) for n in range(0, 60_000, 3)}
+    root = pages.build(model)
+    cache = PageCache(pages.read, 1 << 30)
+    rng = random.Random(5)
+    for count in (1, 2, 30, 3000, 60_000):
+        keys = sorted(b"%x" % n for n in rng.sample(range(-9, 60_009), count))
+        assert index.get_many(cache, root, tuple(keys)) == [model.get(key) for key in keys]
+    assert index.get_many(cache, root, []) == []
+    twice = sorted([*list(model)[:50], *list(model)[:50]])
+    assert index.get_many(cache, root, twice) == [model[key] for key in twice]
+
+
 def test_unsorted_lookups_are_refused():
     with pytest.raises(InvalidError, match="ascending"):
         index.get_many(Pages().load, None, [b"b", b"a"])
@@ -375,6 +389,28 @@ def test_pages_that_do_not_belong_are_noticed(case):
         index.apply(pages.load, root, [(b"a0", b""), (b"m0", b"")], PackBuilder(9))
     with pytest.raises(CorruptError):
         list(index.diff(pages.load, root, None))
+
+
+def test_what_was_found_right_is_not_believed_of_another_tree():
+    """One cache, one leaf: sound where it was found first, and not what other trees say."""
+    pages = Pages()
+    pack = pages.pack()
+
+    def page(keys, entries, level=0, counts=None):
+        return pack.add(encode_page(keys, entries, level, counts))
+
+    leaf = page([b"a", b"z"], [b"1", b"2"])
+    inner = page([b"a"], [leaf], 1, [2])
+    high = page([b"m"], [page([b"m"], [b"3"])], 1, [1])
+    beyond = page([b"a", b"m"], [inner, high], 2, [2, 1])
+    counted = page([b"a", b"b"], [leaf, page([b"b"], [b"3"])], 1, [3, 1])
+    named = page([b"A"], [leaf], 1, [2])
+    cache = PageCache(pages.read, 1 << 20)
+    for _ in range(2):
+        assert index.get(cache, inner, b"z") == b"2"
+        for root in (beyond, counted, named):
+            with pytest.raises(CorruptError, match="not the page"):
+                index.get(cache, root, b"a")
 
 
 def test_size_of_a_scattered_grid():
@@ -429,6 +465,16 @@ class TestPageCache:
         assert reads[-1] == found[1]
         assert len(cache) == 3
         assert cache.nbytes <= cache.budget_bytes
+
+    def test_a_new_page_goes_after_old_ones_that_are_in_use(self):
+        pages, found = self.stored(5)
+        reads = []
+        cache = PageCache(lambda pointer: reads.append(pointer) or pages.read(pointer), 0)
+        cache.budget_bytes = 3 * pages.load(found[0]).nbytes
+        for at in (0, 1, 2, 0, 1, 2, 3, 3, 1, 2, 4, 2, 3, 4):
+            assert cache(found[at]).key(0) == number(at)
+        assert reads == [found[at] for at in (0, 1, 2, 3, 4)]
+        assert len(cache) == 3
 
     def test_without_budget(self):
         pages, found = self.stored(1)

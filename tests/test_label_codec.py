@@ -11,9 +11,17 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import label_decode_reference, label_encode_reference
+from reference import (
+    label_decode_reference,
+    label_encode_reference,
+    packed_label_reference,
+    packed_label_unpack_reference,
+)
 
+from diced import codec as codecs
+from diced import library
 from diced._codec import label_check, label_decode, label_encode
+from diced._packed import label_sections, packed_decode, packed_encode, sections_decode
 from diced.errors import CorruptError, InvalidError
 
 SHAPES = [(8, 8, 8), (16, 16, 16), (24, 16, 32), (8, 24, 72), (64, 64, 64)]
@@ -352,13 +360,13 @@ def test_a_value_past_its_list_is_corrupt(labels, voxel):
         assert judge(bytes(payload), (8, 8, 8)) == good
 
 
-def test_a_window_checks_the_structure_of_the_whole_block():
+def test_a_window_checks_what_it_needs_and_all_lengths():
     volume, payload = small_block()
     counts = 16 + 8 * struct.unpack_from("<I", payload, 12)[0]
     total = sum(struct.unpack_from("<8H", payload, counts))
     out = np.full((1, 1, 1), 3, U64)
     for bad in (
-        with_field(payload, counts + 16 + 4 * (total - 1), "I", 2**20),
+        with_field(payload, counts + 16, "I", 2**20),
         with_field(payload, counts + 14, "H", 2),
         payload[:-1],
         payload + b"\0",
@@ -366,11 +374,17 @@ def test_a_window_checks_the_structure_of_the_whole_block():
         with pytest.raises(CorruptError):
             label_decode(bad, out, (0, 0, 0), SHAPE)
         assert out[0, 0, 0] == 3
-    # The values of sub-blocks that the window does not touch are not read.
-    label_decode(payload[:-1] + b"\xff", out, (0, 0, 0), SHAPE)
-    assert out[0, 0, 0] == volume[0, 0, 0]
-    with pytest.raises(CorruptError):
-        label_decode(payload[:-1] + b"\xff", out, (15, 15, 15), SHAPE)
+    # Indices and values of sub-blocks that the window does not touch are not read.
+    for bad in (
+        with_field(payload, counts + 16 + 4 * (total - 1), "I", 2**20),
+        payload[:-1] + b"\xff",
+    ):
+        label_decode(bad, out, (0, 0, 0), SHAPE)
+        assert out[0, 0, 0] == volume[0, 0, 0]
+        with pytest.raises(CorruptError):
+            label_decode(bad, out, (15, 15, 15), SHAPE)
+        with pytest.raises(CorruptError):
+            label_check(bad, SHAPE)
 
 
 def test_random_damage_is_corrupt_or_what_the_reference_reads():
@@ -471,3 +485,175 @@ def test_an_empty_window_still_checks_the_block():
     label_decode(payload, out, (16, 0, 0), SHAPE)
     with pytest.raises(CorruptError):
         label_decode(payload[:-1], out, (16, 0, 0), SHAPE)
+
+
+# --- blocks in compressed sections ---------------------------------------------------------------
+
+LZ4 = library.load("wheel", "lz4", "block", "_block", ("liblz4.so.1",))
+UNPACK = (library.address(LZ4, "LZ4_decompress_safe"), 0, 0)
+PACK = (library.address(LZ4, "LZ4_compress_fast"), 0, 0)
+
+
+def packed_codec(shape, name="label+lz4"):
+    return codecs.get_codec(name, U64, shape)
+
+
+@pytest.mark.parametrize("labels", [1, 2, 40, 256, 257, 600, 65536, 65537])
+@pytest.mark.parametrize("shape", [(8, 8, 8), (24, 16, 32), (64, 32, 48)])
+def test_sections_are_those_of_the_reference(shape, labels):
+    size = int(np.prod(shape))
+    volume = (np.arange(size, dtype=U64) % U64(labels) * U64(2**40 + 1)).reshape(shape)
+    volume[: shape[0] // 2] //= U64(3)
+    length, sections = label_sections(volume)
+    assert (length, sections) == packed_label_reference(volume)
+    payload = packed_codec(shape).encode(volume)
+    assert payload == packed_encode(volume, PACK, 1)
+    out = np.zeros_like(volume)
+    packed_decode(payload, out, (0, 0, 0), shape, UNPACK, stream=True)
+    assert (out == volume).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_packed_windows_are_those_of_the_volume(data):
+    volume = data.draw(volumes())
+    shape = volume.shape
+    codec = packed_codec(shape, data.draw(st.sampled_from(["label+lz4", "label+zstd"])))
+    payload = codec.encode(data.draw(layouts(volume)))
+    start = tuple(data.draw(st.integers(0, side - 1)) for side in shape)
+    stop = tuple(data.draw(st.integers(low, side)) for low, side in zip(start, shape, strict=True))
+    part = volume[tuple(slice(*pair) for pair in zip(start, stop, strict=True))]
+    out = data.draw(layouts(~part))
+    codec.decode(payload, out, start)
+    assert (out == part).all()
+    if codec.id == 9:
+        out[:] = ~part
+        packed_decode(payload, out, start, shape, UNPACK)
+        assert (out == part).all()
+
+
+def judge_packed(payload: bytes, shape) -> bool:
+    """Assert that both decoders and the reference agree on a payload; return whether it is one."""
+    out, other = np.zeros(shape, U64), np.zeros(shape, U64)
+    codec = packed_codec(shape)
+    try:
+        wanted = packed_label_unpack_reference(payload, shape)
+    except ValueError:
+        with pytest.raises(CorruptError):
+            packed_decode(payload, out, (0, 0, 0), shape, UNPACK)
+        with pytest.raises(CorruptError):
+            codec.decode(payload, other, (0, 0, 0))
+        return False
+    packed_decode(payload, out, (0, 0, 0), shape, UNPACK)
+    codec.decode(payload, other, (0, 0, 0))
+    assert (out == wanted).all()
+    assert (other == wanted).all()
+    return True
+
+
+def test_damaged_packed_blocks_are_corrupt_or_what_the_reference_reads():
+    rng = np.random.default_rng(77)
+    volume, _ = small_block()
+    sample = packed_codec(SHAPE).encode(volume)
+    assert judge_packed(sample, SHAPE)
+    assert not judge_packed(sample + b"\0", SHAPE)
+    for size in range(0, len(sample), 7):
+        assert not judge_packed(sample[:size], SHAPE)
+    judged = {True: 0, False: 0}
+    for turn in range(2_000):
+        payload = bytearray(sample)
+        end = len(payload) if turn % 2 else 90
+        for place in rng.integers(0, end, rng.integers(1, 3)):
+            payload[place] ^= 1 << int(rng.integers(0, 8))
+        judged[judge_packed(bytes(payload), SHAPE)] += 1
+    assert min(judged.values()) > 100
+
+
+def test_sections_that_lie_are_corrupt():
+    volume, _ = small_block()
+    length, (head, *layers) = label_sections(volume)
+    out = np.zeros(SHAPE, U64)
+
+    def read(head=head, length=length, cut=0):
+        whole = lambda layer, size: layers[layer][: len(layers[layer]) - cut]  # noqa: E731
+        sections_decode(head, length, whole, out, (0, 0, 0), SHAPE)
+
+    read()
+    assert (out == volume).all()
+    rng = np.random.default_rng(5)
+    bad = 0
+    for place in range(len(head)):
+        changed = bytearray(head)
+        changed[place] ^= 1 << int(rng.integers(0, 8))
+        try:
+            read(bytes(changed))
+        except CorruptError:
+            bad += 1
+    assert bad > 50
+    for wrong in (
+        {"cut": 1},
+        {"length": length + 1},
+        {"length": 24},
+        {"head": head[:-1]},
+        {"head": head + b"\0"},
+        {"head": b""},
+    ):
+        with pytest.raises(CorruptError):
+            read(**wrong)
+
+
+def test_a_window_unpacks_only_the_layers_it_touches():
+    volume = patchwork((64, 16, 16), 30, 4, 3)
+    length, (head, *layers) = label_sections(volume)
+    touched = []
+
+    def unpack(layer, size):
+        touched.append(layer)
+        assert size == len(layers[layer])
+        return layers[layer]
+
+    out = np.zeros((10, 3, 1), U64)
+    sections_decode(head, length, unpack, out, (21, 4, 15), volume.shape)
+    assert (out == volume[21:31, 4:7, 15:]).all()
+    assert touched == [2, 3]
+
+
+# --- many random executions ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["label", "packed"])
+def test_no_damage_reads_or_writes_outside(form):
+    # What matters is that nothing but CorruptError happens, in a checked build above all: damage
+    # of any kind, windows of any place, in a buffer whose surroundings must not change.
+    rng = np.random.default_rng(4242)
+    _, plain = small_block()
+    solid = label_encode(np.full(SHAPE, 9, U64))
+    crowd = label_encode(np.pad(crowded(512), ((0, 8), (0, 8), (8, 0))))
+    samples = [plain, solid, crowd]
+    if form == "packed":
+        samples = [packed_codec(SHAPE).encode(decode(each, SHAPE)) for each in samples]
+    room = np.full((20, 20, 20), 3, U64)
+    corrupt = 0
+    for turn in range(25_000):
+        payload = bytearray(samples[turn % 3])
+        kind = turn % 5
+        if kind == 0:
+            del payload[int(rng.integers(0, len(payload))) :]
+        elif kind == 1:
+            payload += bytes(int(rng.integers(1, 600)))
+        else:
+            end = len(payload) if kind == 2 else min(len(payload), 300)
+            for place in rng.integers(0, end, 1 + turn % 4):
+                payload[place] = int(rng.integers(0, 256))
+        a, b = np.sort(rng.integers(0, 17, (2, 3)), axis=0)
+        window = room[tuple(slice(2 + x, 2 + y) for x, y in zip(a, b, strict=True))]
+        try:
+            if form == "label":
+                label_decode(bytes(payload), window, a, SHAPE, stream=bool(turn & 1))
+            else:
+                packed_decode(bytes(payload), window, a, SHAPE, UNPACK, stream=bool(turn & 1))
+        except CorruptError:
+            corrupt += 1
+    assert corrupt > 5_000
+    room[2:18, 2:18, 2:18] = 3
+    assert (room == 3).all()

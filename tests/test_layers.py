@@ -24,6 +24,7 @@ LEVELS: dict[str, float] = {
     "_voxels": 0.06,
     "_compress": 0.07,
     "_codec": 0.07,
+    "_packed": 0.08,
     "_*": 0.1,  # all other kernels
     "extras": 0.2,
     "jsontext": 0.2,

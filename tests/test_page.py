@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diced import _index
 from diced._compress import zstd_compress, zstd_decompress
 from diced._crc32c import crc32c
 from diced.errors import CorruptError, InvalidError, UnsupportedError
@@ -375,3 +376,79 @@ def test_pack_builder_places_pages():
     assert pack.add(b"defg") == (77, 1003, 4)
     assert pack.tobytes() == b"abcdefg"
     assert len(pack) == 7
+
+
+class TestTable:
+    def table(self, **lies):
+        fields = {
+            "flat": b"aabbb",
+            "ends": np.array([2, 5], np.uint32).tobytes(),
+            "width": 0,
+            "kinds": b"\0\1",
+            "where": np.array([70, 1], np.uint64),
+            "length": np.array([9, 3], np.uint32),
+            "owner": np.array([1, 0], np.uint16),
+            "objects": [5, 6],
+            "values": b"wxyz",
+        }
+        return _index.Table(**{**fields, **lies})
+
+    def test_finds(self):
+        table = self.table()
+        assert (table.get(b"aa"), table.get(b"bbb"), table.get(b"b")) == ((6, 70, 9), b"xyz", None)
+        keys = [b"", b"aa", b"aab", b"bbb", b"bbbb"]
+        assert table.get_many(keys, 0, 5) == [None, (6, 70, 9), None, b"xyz", None]
+        assert table.get_many(keys, 3, 4) == [b"xyz"]
+
+    @pytest.mark.parametrize(
+        "lies",
+        [
+            {"kinds": b"\0"},
+            {"ends": b"\0\0\0\0"},
+            {"width": 3},
+            {"where": np.zeros(1, np.uint64)},
+            {"length": np.zeros(3, np.uint32)},
+            {"owner": np.zeros(0, np.uint16)},
+        ],
+        ids=repr,
+    )
+    def test_refuses_columns_of_other_lengths(self, lies):
+        with pytest.raises(ValueError, match="lengths"):
+            self.table(**lies)
+
+    @pytest.mark.parametrize(
+        "lies",
+        [
+            {"ends": np.array([2, 6], np.uint32).tobytes()},
+            {"ends": np.array([2, 1], np.uint32).tobytes()},
+            {"owner": np.array([2, 0], np.uint16)},
+            {"where": np.array([70, 2], np.uint64)},
+            {"where": np.array([70, 2**64 - 1], np.uint64)},
+            {"length": np.array([9, 2**32 - 1], np.uint32)},
+        ],
+        ids=repr,
+    )
+    def test_reads_nothing_outside_its_columns(self, lies):
+        table = self.table(**lies)
+        with pytest.raises(IndexError):
+            table.get_many(table.key_range(0, 2), 0, 2)
+
+    def test_refuses_numbers_outside(self):
+        table = self.table()
+        for call in (table.key, table.entry):
+            for at in (-1, 2):
+                with pytest.raises(IndexError):
+                    call(at)
+        for call in (table.key_range, table.entry_range):
+            for ends in ((-1, 1), (0, 3), (2, 1)):
+                with pytest.raises(IndexError):
+                    call(*ends)
+        with pytest.raises(IndexError):
+            table.get_many([b"a"], 0, 2)
+
+    @pytest.mark.parametrize("keys", [["a"], [None]])
+    def test_keys_are_bytes(self, keys):
+        with pytest.raises(TypeError):
+            self.table().get_many(keys, 0, 1)
+        with pytest.raises(TypeError):
+            _index.descent(keys)

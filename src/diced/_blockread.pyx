@@ -15,13 +15,14 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, qsort, realloc
 from libc.string cimport memcmp, memcpy
 
-from diced._codec cimport Unpacker, decode_packed, decode_window, packed_room
+from diced._codec cimport decode_window
 from diced._compress cimport _Context, _Lz4, _Zstd, lz4_in_use, zstd_in_use
 from diced._crc32c cimport checksum
 from diced._frame cimport (
-    BLOCK_KIND, CHECK, HEAD, LABEL, LABEL_LZ4, LABEL_ZSTD, LZ4, MAX_UNITS, RAW, UNIT, ZSTD,
-    Geometry, describe, get16, get32, halvings, unit_place,
+    BLOCK_KIND, CHECK, HEAD, LABEL, LABEL_LZ4, LABEL_ZSTD, LZ4, MAX_UNITS, MOST_HALVINGS, RAW, UNIT,
+    ZSTD, Geometry, describe, get16, get32, halvings, scatter_units, unit_place,
 )
+from diced._packed cimport Unpacker, decode_packed, packed_room
 from diced._strides cimport MAX_AXES, Plan, View, arrange, copy_plan
 from diced._voxels cimport fill_window
 from diced.errors import InvalidError
@@ -580,6 +581,8 @@ cdef class Batch:
             if shape[axis] & ((1 << half) - 1):
                 return 0
             shape[axis] >>= half
+        if self.by_rows(half, window):
+            return self.whole(frame, size, units, half, window, work)
         part.strides = window.strides
         end = units * UNIT
         for number in range(units):
@@ -611,4 +614,49 @@ cdef class Batch:
                 frame[5], data + begin, end - begin, shape, &part, self.stream, work
             ):
                 return 0
+        return 1
+
+    cdef bint by_rows(self, int half, const Window* window) noexcept nogil:
+        """True for a whole 3-D block whose rows lie together in the result."""
+        cdef const Geometry* geometry = &self.reader.geometry
+        cdef int axis
+        if geometry.axes != 3 or not 1 <= half <= MOST_HALVINGS or window.strides[2] != geometry.item:
+            return False
+        for axis in range(3):
+            if window.count[axis] != geometry.shape[axis]:
+                return False
+        return True
+
+    cdef int whole(
+        self, const uint8_t* frame, int64_t size, int units, int half, Window* window,
+        _Workspace work
+    ) except -1 nogil:
+        """Decode all units, then write the block's rows, each once and whole."""
+        cdef const Geometry* geometry = &self.reader.geometry
+        cdef const uint8_t* data = frame + HEAD + geometry.key_size + CHECK
+        cdef const uint8_t* source
+        cdef Py_ssize_t unit_bytes = geometry.nbytes // units
+        cdef int64_t begin, end = units * UNIT
+        cdef int number
+        if not _room(&work.block, &work.block_room, geometry.nbytes):
+            return 0
+        for number in range(units):
+            begin = end
+            end = get32(data + number * UNIT)
+            if (
+                end < begin
+                or end > size
+                or checksum(data + begin, end - begin) != get32(data + number * UNIT + 4)
+            ):
+                return 0
+            if frame[5] != RAW:
+                if not self.reader.decompress(
+                    frame[5], data + begin, end - begin, work.block + number * unit_bytes,
+                    unit_bytes, work,
+                ):
+                    return 0
+            elif end - begin != unit_bytes:
+                return 0
+        source = data + units * UNIT if frame[5] == RAW else work.block
+        scatter_units(source, geometry, half, window.out, window.strides)
         return 1

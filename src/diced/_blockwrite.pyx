@@ -15,9 +15,10 @@ from diced._encoder cimport (
     Workspace, encode_block, most_bytes, start_workspace, stop_workspace, write_block,
 )
 from diced._frame cimport (
-    BLOCK_KIND, CHECK, HEAD, LABEL, LABEL_LZ4, LABEL_ZSTD, LZ4, MAX_UNITS, RAW, UNIT, ZSTD,
-    Geometry, describe, halvings, put16, put32, unit_place,
+    BLOCK_KIND, CHECK, HEAD, LABEL, LABEL_LZ4, LABEL_ZSTD, LZ4, MAX_UNITS, MOST_HALVINGS, RAW, UNIT,
+    ZSTD, Geometry, describe, gather_units, halvings, put16, put32, unit_place,
 )
+from diced._packed cimport Packer, packed_most, write_packed
 from diced._strides cimport MAX_AXES, Plan, View, arrange, copy_plan
 from diced._voxels cimport is_constant
 from diced.errors import InvalidError
@@ -70,6 +71,7 @@ cdef class Writer:
 
     cdef Geometry geometry
     cdef int codec, level, units, half
+    cdef bint by_rows
     cdef _Lz4 lz4
     cdef _Zstd zstd
     cdef list spare
@@ -107,7 +109,11 @@ cdef class Writer:
                 side % 8 or side > 1024 for side in block_shape
             ):
                 raise InvalidError(f"label blocks are 3-D and of uint64; got {block_shape}")
-            payload = 4 + most_bytes(self.geometry.shape)
+            # And for each layer of sub-blocks what a compressor can add.
+            payload = most_bytes(self.geometry.shape) + 32 * block_shape[0] + 1024
+        self.by_rows = (
+            codec in (LZ4, ZSTD) and self.geometry.axes == 3 and 1 <= self.half <= MOST_HALVINGS
+        )
         # LZ4's bound; Zstandard's is smaller but for tiny units.
         self.most = (
             HEAD + self.geometry.key_size + CHECK + payload + payload // 128 + 1024
@@ -132,8 +138,8 @@ cdef class Writer:
         if self.codec >= LABEL:
             found.labels = start_workspace()
         else:
-            found.room = self.unit_bytes
-            found.block = <uint8_t*>malloc(self.unit_bytes)
+            found.room = self.geometry.nbytes if self.by_rows else self.unit_bytes
+            found.block = <uint8_t*>malloc(found.room)
             if found.block == NULL:
                 raise MemoryError("a unit of a block")
         return found
@@ -293,8 +299,22 @@ cdef class Writer:
         cdef char* a
         cdef char* b
         cdef int number, axis
+        cdef bint gathered = self.by_rows and strides[2] == geometry.item
+        if gathered:
+            gather_units(source, strides, geometry, self.half, work.block)
         for number in range(self.units):
             unit_place(number, geometry.dims, self.half, place)
+            if gathered:
+                target = out + end
+                size = self.compress(
+                    work.block + number * self.unit_bytes, self.unit_bytes, target, room - end, work
+                )
+                if size <= 0:
+                    return FAILED
+                end += size
+                put32(out + number * UNIT, <uint32_t>end)
+                put32(out + number * UNIT + 4, checksum(target, size))
+                continue
             plan.n = geometry.axes
             plan.item = step = geometry.item
             a = <char*>source
@@ -329,24 +349,21 @@ cdef class Writer:
     ) except -3 nogil:
         """Write the payload of a label block and return its size."""
         cdef Py_ssize_t size = encode_block(work.labels, source, strides, self.geometry.shape)
-        cdef Py_ssize_t packed
+        cdef Packer packer
         if size == SOLID:
             return 0
-        if room < 4 + size + size // 128 + 1024:
-            return FULL
         if self.codec == LABEL:
+            if room < size:
+                return FULL
             write_block(work.labels, out)
             return size
-        if work.room < size:
-            free(work.block)
-            work.block = <uint8_t*>malloc(2 * size)
-            work.room = 2 * size if work.block != NULL else 0
-            if work.block == NULL:
-                return FAILED
-        write_block(work.labels, work.block)
-        put32(out, <uint32_t>size)
-        packed = self.compress(work.block, size, out + 4, room - 4, work)
-        return 4 + packed if packed > 0 else FAILED
+        if room < packed_most(work.labels):
+            return FULL
+        packer.lz4 = self.lz4.c_compress if self.codec == LABEL_LZ4 else NULL
+        packer.zstd = self.zstd.c_compress
+        packer.context = NULL if self.codec == LABEL_LZ4 else work.context.handle
+        packer.level = self.level
+        return write_packed(work.labels, &packer, out, room)
 
     cdef Py_ssize_t compress(
         self, const uint8_t* data, Py_ssize_t size, uint8_t* out, Py_ssize_t room,
@@ -354,7 +371,7 @@ cdef class Writer:
     ) noexcept nogil:
         """Return the compressed size, or 0."""
         cdef size_t packed
-        if self.codec == LZ4 or self.codec == LABEL_LZ4:
+        if self.codec == LZ4:
             return self.lz4.c_compress(
                 <const char*>data, <char*>out, <int>size, <int>min(room, <Py_ssize_t>INT_MAX), 1
             )

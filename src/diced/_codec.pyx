@@ -15,11 +15,10 @@ compression, checksums or where the bytes live.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.limits cimport INT_MAX
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
-from diced._encoder cimport HEADER, VOXELS, check_side, most_bytes, swap
+from diced._encoder cimport HEADER, VOXELS, check_side, swap
 from diced._encoder import label_encode
 from diced.errors import CorruptError, InvalidError
 
@@ -46,37 +45,6 @@ for listed in range(2 * VOXELS):
 
 cdef inline int width(unsigned int count) noexcept nogil:
     return WIDTHS[count & (2 * VOXELS - 1)]
-
-
-# Payloads may lie at any address, hence memcpy for every field.
-cdef inline unsigned int load16(const uint8_t* p) noexcept nogil:
-    cdef uint16_t value
-    memcpy(&value, p, 2)
-    return value
-
-
-cdef inline uint32_t load32(const uint8_t* p) noexcept nogil:
-    cdef uint32_t value
-    memcpy(&value, p, 4)
-    return value
-
-
-cdef inline uint64_t load64(const uint8_t* p) noexcept nogil:
-    cdef uint64_t value
-    memcpy(&value, p, 8)
-    return value
-
-
-cdef struct Layout:
-    Py_ssize_t gz
-    Py_ssize_t gy
-    Py_ssize_t gx
-    uint32_t labels         # entries in the table; 1 means solid: there are no other sections
-    const uint8_t* table
-    const uint8_t* counts
-    const uint8_t* indices
-    const uint8_t* values
-    const uint8_t* end
 
 
 cdef struct Tile:
@@ -117,6 +85,7 @@ cdef int read_head(const uint8_t* data, Py_ssize_t size, const Py_ssize_t* grid,
     block.end = data + size
     used = HEADER + 8 * labels
     block.counts = block.indices = block.values = NULL
+    block.planes = block.first = block.first_entry = 0
     if labels == 1:
         if size != used:
             return corrupt("bytes of a solid block", size, used)
@@ -128,39 +97,24 @@ cdef int read_head(const uint8_t* data, Py_ssize_t size, const Py_ssize_t* grid,
     return 0
 
 
+cdef int sum_counts(const uint8_t* counts, int64_t n, int64_t* labels, int64_t* rows) \
+        except -1 nogil:
+    """Sum the counts, and the bits of their positions; none may be above 512."""
+    if diced_sum_counts(counts, n, labels, rows):
+        with gil:
+            raise CorruptError(f"label block: a sub-block has more than {VOXELS} labels")
+    return 0
+
+
 cdef int read_counts(const uint8_t* data, Py_ssize_t size, Layout* block) except -1 nogil:
     """Check that the counts of a block that is not solid explain its length; find its values."""
     cdef int64_t blocks = (block.indices - block.counts) >> 1, total = 0, rows = 0, used
-    if diced_sum_counts(block.counts, blocks, &total, &rows):
-        with gil:
-            raise CorruptError(f"label block: a sub-block has more than {VOXELS} labels")
+    sum_counts(block.counts, blocks, &total, &rows)
     used = (block.indices - data) + 4 * total
     if used + 64 * rows != size:
         return corrupt("bytes, as the counts imply", size, used + 64 * rows)
     block.values = data + used
     return 0
-
-
-cdef inline int check_rows(const uint8_t* values, uint64_t top, int rows, const int bits) \
-        noexcept nogil:
-    """Whether one of the positions in the rows is above `top`; bits <= 8."""
-    # Every other position, with as many bits free above it: there a sum with what is missing
-    # carries into.
-    cdef uint64_t every = (<uint64_t>1 << 6 * bits | <uint64_t>1 << 4 * bits
-                           | <uint64_t>1 << 2 * bits | 1)
-    cdef uint64_t keep = every * ((<uint64_t>1 << bits) - 1)
-    cdef uint64_t missing = every * ((<uint64_t>1 << bits) - 1 - top)
-    cdef uint64_t word, seen = 0
-    cdef int row
-    for row in range(rows):
-        word = swap(load64(values + row * bits)) >> (64 - 8 * bits)
-        seen |= ((word & keep) + missing) | (((word >> bits) & keep) + missing)
-    return (seen & (every << bits)) != 0
-
-
-cdef inline uint64_t word9(const uint8_t* row, int i) noexcept nogil:
-    # Voxel i of a 9-byte row begins at bit 9 * i = byte i, bit i.
-    return ((<uint64_t>row[i] << 8 | row[i + 1]) >> (7 - i)) & 511
 
 
 cdef int check_values(const uint8_t* values, unsigned int count, int bits, int rows) \
@@ -234,7 +188,7 @@ cdef inline uint64_t one_voxel(const Tile* tile, int row, int i) noexcept nogil:
 
 
 cdef int open_tile(const Layout* block, Tile* tile, uint8_t* spare, unsigned int count,
-                   const uint8_t* indices, const uint8_t* values, int first, int past) \
+                   int64_t entry, const uint8_t* values, int first, int past) \
         except -1 nogil:
     """Resolve a sub-block's labels and check the rows [first, past) of its values.
 
@@ -242,11 +196,17 @@ cdef int open_tile(const Layout* block, Tile* tile, uint8_t* spare, unsigned int
     """
     cdef int bits = width(count)
     cdef unsigned int i
+    cdef int plane
     cdef uint32_t index
     tile.bits = bits
     tile.labels[0] = 0
     for i in range(count):
-        index = load32(indices + 4 * i)
+        if block.planes == 0:
+            index = load32(block.indices + 4 * (entry + i))
+        else:
+            index = block.indices[entry + i]
+            for plane in range(1, block.planes):
+                index |= <uint32_t>block.indices[plane * block.entries + entry + i] << 8 * plane
         if index >= block.labels:
             return corrupt("index into the label table, below its length", index, block.labels)
         tile.labels[i] = load64(block.table + 8 * <size_t>index)
@@ -291,7 +251,7 @@ cdef int decode_tiles(const Tile* tiles, Py_ssize_t tx, Py_ssize_t tile_count, c
     cdef Py_ssize_t y0 = max(low[1], 8 * ty), y1 = min(high[1], 8 * ty + 8), rows = y1 - y0
     cdef Py_ssize_t left = max(low[2] - 8 * tx, 0)
     cdef Py_ssize_t right = min(high[2] - 8 * tx, 8 * tile_count), size = 8 * (right - left)
-    cdef bint full = direct and not stream and left == 0 and right == 8 * tile_count, whole
+    cdef bint full = direct and not stream and left == 0 and right == 8 * tile_count
     cdef bint narrow = right - left <= NARROW
     cdef uint64_t[8 * ABREAST] strip
     cdef uint64_t label
@@ -329,13 +289,12 @@ cdef int decode_tiles(const Tile* tiles, Py_ssize_t tx, Py_ssize_t tile_count, c
                 if (<uintptr_t>target + size) & 63:
                     diced_prefetch(<char*>target + size)
                 ahead += 1
-            # Straight into the result only by whole cache lines: into a large result, stores that
-            # straddle two were a third slower than one copy of the strip.
-            whole = full and (<uintptr_t>line & 63) == 0
-            target = <uint64_t*>line if whole else strip
+            # Straight into the result, also where that straddles cache lines: into a result that
+            # fits the caches 15.5 GB/s, by way of the strip 13.
+            target = <uint64_t*>line if full else strip
             for i in range(tile_count):
                 decode_row(&tiles[i], row, target + 8 * i)
-            if whole:
+            if full:
                 continue
             if not direct:
                 for x in range(left, right):
@@ -352,12 +311,12 @@ cdef int decode_blocks(const Layout* block, char* out, const Py_ssize_t* strides
     """Decode the window [low, high), not empty; only check its values if out is NULL."""
     cdef Tile[ABREAST] tiles
     cdef uint8_t[9 * 64 + 8] spare
-    cdef Py_ssize_t tz, ty, tx, start, number, done = 0
+    cdef Py_ssize_t tz, ty, tx, start, number, done = block.first
     cdef int held = 0, first, past
     cdef int64_t labels = 0, rows = 0
     cdef unsigned int count
     cdef const uint8_t* counts = block.counts
-    cdef const uint8_t* indices = block.indices
+    cdef int64_t entry = block.first_entry
     cdef const uint8_t* values = block.values
     cdef bint solid = block.labels == 1
     cdef bint direct = out != NULL and strides[2] == 8 and (
@@ -373,7 +332,7 @@ cdef int decode_blocks(const Layout* block, char* out, const Py_ssize_t* strides
                 number = (tz * block.gy + ty) * block.gx + start
                 if number > done:
                     diced_sum_counts(counts + 2 * done, number - done, &labels, &rows)
-                    indices += 4 * labels
+                    entry += labels
                     values += 64 * rows
                     done = number
             held = 0
@@ -384,8 +343,8 @@ cdef int decode_blocks(const Layout* block, char* out, const Py_ssize_t* strides
                 else:
                     count = load16(counts + 2 * done)
                     done += 1
-                    open_tile(block, &tiles[held], spare, count, indices, values, first, past)
-                    indices += 4 * count
+                    open_tile(block, &tiles[held], spare, count, entry, values, first, past)
+                    entry += count
                     values += 64 * width(count)
                 held += 1
                 if held == ABREAST or 8 * tx + 8 >= high[2]:
@@ -411,80 +370,6 @@ cdef int decode_window(const uint8_t* data, Py_ssize_t size, const Py_ssize_t* g
     return 0
 
 
-cdef Py_ssize_t packed_room(const Py_ssize_t* grid) noexcept nogil:
-    cdef Py_ssize_t[3] shape
-    cdef int axis
-    for axis in range(3):
-        shape[axis] = 8 * grid[axis]
-    return most_bytes(shape)
-
-
-cdef int unpack_block(const uint8_t* data, Py_ssize_t size, const Unpacker* unpacker,
-                      uint8_t* scratch, int64_t wanted, int64_t length) except -1 nogil:
-    """Unpack the first `wanted` bytes of a compressed label block of `length`."""
-    cdef int64_t got
-    if unpacker.lz4 == NULL:
-        got = <int64_t>unpacker.zstd(unpacker.context, scratch, length, data, size)
-    elif wanted < length:
-        got = unpacker.lz4_partial(<const char*>data, <char*>scratch, <int>size, <int>wanted,
-                                   <int>length)
-    else:
-        got = unpacker.lz4(<const char*>data, <char*>scratch, <int>size, <int>length)
-    if got < wanted or got > length:
-        return corrupt("unpacked bytes", got, length)
-    return 0
-
-
-cdef int64_t bytes_needed(const uint8_t* data, int64_t have, int64_t length,
-                          const Py_ssize_t* grid, int64_t last) except -1 nogil:
-    """Of the first `have` bytes: how many are needed for all sub-blocks to the `last`, at least."""
-    cdef Layout block
-    cdef int64_t head, total = 0, rows = 0, part = 0
-    read_head(data, length, grid, &block)
-    if block.labels == 1:
-        return length
-    head = block.indices - data
-    if head > have:
-        return head
-    diced_sum_counts(block.counts, last + 1, &part, &rows)
-    diced_sum_counts(block.counts + 2 * (last + 1),
-                     <int64_t>grid[0] * grid[1] * grid[2] - last - 1, &total, &part)
-    diced_sum_counts(block.counts, last + 1, &part, &rows)
-    return min(length, head + 4 * (total + part) + 64 * rows)
-
-
-cdef int decode_packed(const uint8_t* data, Py_ssize_t size, const Unpacker* unpacker,
-                       uint8_t* scratch, Py_ssize_t room, const Py_ssize_t* grid, char* out,
-                       const Py_ssize_t* strides, const Py_ssize_t* low, const Py_ssize_t* high,
-                       bint stream) except -1 nogil:
-    cdef int64_t length, wanted, needed, last
-    cdef int64_t blocks = <int64_t>grid[0] * grid[1] * grid[2]
-    if size <= 4 or size > INT_MAX:
-        return corrupt("packed bytes, more than", size, 4)
-    length = load32(data)
-    if length > packed_room(grid) or length > room or length > INT_MAX:
-        return corrupt("unpacked bytes, at most", length, min(packed_room(grid), room))
-    if length < HEADER + 8:
-        return corrupt("bytes, at least", length, HEADER + 8)
-    wanted = length
-    if unpacker.lz4 != NULL and unpacker.lz4_partial != NULL and high[2] > low[2]:
-        # The last sub-block of the window, and how far one gets to it if its like are everywhere
-        # after a fifth of tables. LZ4 cannot go on where it stopped, hence the guess.
-        last = ((((high[0] + 7) >> 3) - 1) * grid[1] + ((high[1] + 7) >> 3) - 1) * grid[2] \
-            + ((high[2] + 7) >> 3) - 1
-        if 0 <= last and 8 * last < 7 * blocks:
-            needed = length // 4 + length * (last + 1) // blocks * 4 // 5 + 512
-            while needed < length - length // 8:
-                wanted = needed
-                unpack_block(data + 4, size - 4, unpacker, scratch, wanted, length)
-                needed = bytes_needed(scratch, wanted, length, grid, last)
-                if needed <= wanted:
-                    return decode_window(scratch, length, grid, out, strides, low, high, stream)
-            wanted = length
-    unpack_block(data + 4, size - 4, unpacker, scratch, wanted, length)
-    return decode_window(scratch, length, grid, out, strides, low, high, stream)
-
-
 cdef int three(str what, values, Py_ssize_t* target) except -1:
     try:
         target[0], target[1], target[2] = values
@@ -501,12 +386,41 @@ cdef int open_payload(str what, payload, Py_buffer* view) except -1:
     return 0
 
 
+cdef uint64_t[:, :, :] open_window(out, start, block_shape, Window* window):
+    """Check `out` and where the window lies; what is returned holds the memory."""
+    cdef uint64_t[:, :, :] voxels
+    cdef Py_ssize_t axis, size = 1
+    if out is None:
+        raise InvalidError("label_decode: out must be a writable 3-D uint64 buffer, got None")
+    try:
+        voxels = out
+    except (TypeError, ValueError, BufferError) as error:
+        raise InvalidError(
+            f"label_decode: out must be a writable 3-D uint64 buffer: {error}"
+        ) from error
+    three("label_decode: start", start, window.low)
+    three("label_decode: block_shape", block_shape, window.grid)
+    for axis in range(3):
+        check_side("label_decode: block_shape", axis, window.grid[axis])
+        if window.low[axis] < 0 or window.low[axis] > window.grid[axis] - voxels.shape[axis]:
+            raise InvalidError(
+                f"label_decode: window of {voxels.shape[axis]} voxels from {window.low[axis]} "
+                f"along {'zyx'[axis]} is not inside a block of {window.grid[axis]}"
+            )
+        window.high[axis] = window.low[axis] + voxels.shape[axis]
+        window.grid[axis] >>= 3
+        window.strides[axis] = voxels.strides[axis]
+        size *= voxels.shape[axis]
+    window.out = <char*>&voxels[0, 0, 0] if size > 0 else NULL
+    return voxels
+
+
 def label_decode(payload, out, start, block_shape, stream=False):
     """Decode part of a label block into a window of an array.
 
-    Only the sub-blocks that meet the window are decoded. The payload's structure is checked
-    whole before anything is written; packed values are checked for the sub-blocks decoded, so
-    after a `CorruptError` `out` may hold part of the block.
+    Only the sub-blocks that meet the window are decoded. All lengths are checked before anything
+    is written; indices and packed values are checked where they are used, so after a
+    `CorruptError` `out` may hold part of the block. `label_check` checks everything.
 
     Parameters
     ----------
@@ -519,9 +433,8 @@ def label_decode(payload, out, start, block_shape, stream=False):
     block_shape : 3 ints
         The shape (z, y, x) that the block must have.
     stream : bool
-        Write whole cache lines past the caches. Pays where rows of `out` begin on multiples of 64
-        bytes: 12 GB/s instead of 3.4 into 512 MiB that were touched before, 16 instead of 10 into
-        16 MiB, nothing into 2 MiB. Elsewhere it may gain or lose.
+        Write whole cache lines past the caches. Into 1 GiB that was touched before 9 to 11 GB/s
+        instead of 2, or 8 where rows begin anywhere; nothing gained into 2 MiB.
 
     Raises
     ------
@@ -530,44 +443,15 @@ def label_decode(payload, out, start, block_shape, stream=False):
     InvalidError
         An argument is of the wrong type or shape, or the window leaves the block.
     """
-    cdef uint64_t[:, :, :] voxels
     cdef Py_buffer view
-    cdef Py_ssize_t[3] low
-    cdef Py_ssize_t[3] high
-    cdef Py_ssize_t[3] grid
-    cdef Py_ssize_t[3] strides
-    cdef Py_ssize_t axis, size = 1
+    cdef Window window
     cdef bint past_cache = stream
-    cdef char* target = NULL
-
-    if out is None:
-        raise InvalidError("label_decode: out must be a writable 3-D uint64 buffer, got None")
-    try:
-        voxels = out
-    except (TypeError, ValueError, BufferError) as error:
-        raise InvalidError(
-            f"label_decode: out must be a writable 3-D uint64 buffer: {error}"
-        ) from error
-    three("label_decode: start", start, low)
-    three("label_decode: block_shape", block_shape, grid)
-    for axis in range(3):
-        check_side("label_decode: block_shape", axis, grid[axis])
-        if low[axis] < 0 or low[axis] > grid[axis] - voxels.shape[axis]:
-            raise InvalidError(
-                f"label_decode: window of {voxels.shape[axis]} voxels from {low[axis]} along "
-                f"{'zyx'[axis]} is not inside a block of {grid[axis]}"
-            )
-        high[axis] = low[axis] + voxels.shape[axis]
-        grid[axis] >>= 3
-        strides[axis] = voxels.strides[axis]
-        size *= voxels.shape[axis]
-    if size > 0:
-        target = <char*>&voxels[0, 0, 0]
+    cdef uint64_t[:, :, :] voxels = open_window(out, start, block_shape, &window)
     open_payload("label_decode", payload, &view)
     try:
         with nogil:
-            decode_window(<const uint8_t*>view.buf, view.len, grid, target, strides, low, high,
-                          past_cache)
+            decode_window(<const uint8_t*>view.buf, view.len, window.grid, window.out,
+                          window.strides, window.low, window.high, past_cache)
     finally:
         PyBuffer_Release(&view)
 

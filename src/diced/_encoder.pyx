@@ -30,32 +30,6 @@ cdef enum:
     SPARE_BYTES = 1 << 22   # whose last payload was at most this
 
 
-# A place of the label table's hash.
-cdef struct Slot:
-    uint64_t label
-    uint32_t entry          # index into the label table + 1; 0 is empty
-    uint32_t seen           # the sub-block that had the label last, and its position there
-
-
-cdef struct Encoder:
-    uint32_t[4] header
-    uint64_t* labels        # the label table; room for half as many as there are slots
-    uint32_t count
-    Slot* slots
-    uint64_t room_slots
-    uint64_t slot_mask      # of those in use
-    int shift               # the hash's top bits choose the slot
-    size_t blocks
-    size_t room_counts
-    uint16_t* counts        # labels per sub-block
-    uint32_t* indices
-    size_t used_indices
-    size_t room_indices
-    uint8_t* values
-    size_t used_values
-    size_t room_values
-
-
 # The bits of a byte spread out to every 2nd, 3rd, 4th of a word, the top one first.
 cdef uint64_t[5][256] SPREAD
 cdef int _width, _byte, _bit
@@ -95,6 +69,7 @@ cdef void stop_workspace(Workspace workspace) noexcept nogil:
     free(state.counts)
     free(state.indices)
     free(state.values)
+    free(state.spare)
     free(state)
 
 
@@ -201,35 +176,6 @@ cdef inline int enter(Encoder* state, uint64_t label, Slot** found) except -1 no
     return 0
 
 
-cdef inline void pack(const uint8_t* positions, uint8_t* target, const int bits) noexcept nogil:
-    """Write 64 rows, each as one word whose overhang the next row overwrites; bits <= 8."""
-    cdef uint64_t word
-    cdef int row
-    for row in range(64):
-        memcpy(&word, positions + 8 * row, 8)
-        word = swap(word)
-        # Neighbours close up: eight bytes, four pairs, two fours, one row.
-        word = (((word & <uint64_t>0xFF00FF00FF00FF00) >> (8 - bits))
-                | (word & <uint64_t>0x00FF00FF00FF00FF))
-        word = (((word & <uint64_t>0xFFFF0000FFFF0000) >> (16 - 2 * bits))
-                | (word & <uint64_t>0x0000FFFF0000FFFF))
-        word = ((word >> 32) << (4 * bits)) | (word & <uint64_t>0xFFFFFFFF)
-        word = swap(word << (64 - 8 * bits))
-        memcpy(target + row * bits, &word, 8)
-
-
-cdef void pack9(const uint16_t* positions, uint8_t* target) noexcept nogil:
-    cdef int row, i
-    cdef uint64_t word
-    for row in range(64):
-        word = 0
-        for i in range(7):
-            word = (word << 9) | positions[8 * row + i]
-        word = swap((word << 1) | (positions[8 * row + 7] >> 8))
-        memcpy(target + row * 9, &word, 8)
-        target[row * 9 + 8] = positions[8 * row + 7] & 0xFF
-
-
 cdef inline void spread(const uint8_t* planes, uint8_t* target, const int bits) noexcept nogil:
     """Write 64 rows as `pack` does, from bit planes of 64 bytes, the lowest bit's first."""
     cdef uint64_t word
@@ -304,7 +250,7 @@ cdef int encode_mixed(Encoder* state, uint32_t number, const char* corner, Py_ss
     cdef uint64_t bits
     cdef Slot* slot = NULL
     cdef uint8_t* packed
-    cdef int count = 0, first = 0, z, place, left, width = 1
+    cdef int count = 0, first = 0, z, bit, place, left, width = 1
 
     memset(unknown, 0xFF, sizeof(unknown))
     memset(planes, 0, sizeof(planes))
@@ -323,14 +269,9 @@ cdef int encode_mixed(Encoder* state, uint32_t number, const char* corner, Py_ss
             if unknown[z] != 0:
                 bits = diced_plane_bits(corner + z * sz, sy, labels[count])
                 unknown[z] &= ~bits
-                if count & 1:
-                    planes[0][z] |= bits
-                if count & 2:
-                    planes[1][z] |= bits
-                if count & 4:
-                    planes[2][z] |= bits
-                if count & 8:
-                    planes[3][z] |= bits
+                for bit in range(4):
+                    if count >> bit & 1:
+                        planes[bit][z] |= bits
         count += 1
         while first < 8 and unknown[first] == 0:
             first += 1
@@ -480,9 +421,7 @@ cdef int check_side(str what, Py_ssize_t axis, Py_ssize_t side) except -1:
 
 
 cdef class _Held:
-    """A workspace that ends with this."""
-
-    cdef Workspace workspace
+    """A workspace that ends with this, and the size of the block in it."""
 
     def __cinit__(self):
         self.workspace = start_workspace()
@@ -494,6 +433,41 @@ cdef class _Held:
 
 # Popping and appending are atomic, with and without a GIL.
 cdef list _spare = []
+
+
+cdef _Held hold_block(src):
+    """Check `src` and encode it into a workspace."""
+    cdef const uint64_t[:, :, :] voxels
+    cdef _Held held
+    cdef Py_ssize_t[3] shape
+    cdef Py_ssize_t[3] strides
+    cdef Py_ssize_t axis
+    cdef const char* base
+
+    if src is None:
+        raise InvalidError("label_encode: src must be a 3-D uint64 buffer, got None")
+    try:
+        voxels = src
+    except (TypeError, ValueError, BufferError) as error:
+        raise InvalidError(f"label_encode: src must be a 3-D uint64 buffer: {error}") from error
+    for axis in range(3):
+        check_side("label_encode: src", axis, voxels.shape[axis])
+        shape[axis] = voxels.shape[axis]
+        strides[axis] = voxels.strides[axis]
+    base = <const char*>&voxels[0, 0, 0]
+    try:
+        held = _spare.pop()
+    except IndexError:
+        held = _Held()
+    with nogil:
+        held.size = encode_block(held.workspace, base, strides, shape)
+    return held
+
+
+cdef int let_go(_Held held) except -1:
+    if held.size <= SPARE_BYTES and len(_spare) < SPARE:
+        _spare.append(held)
+    return 0
 
 
 def label_encode(src):
@@ -517,33 +491,8 @@ def label_encode(src):
         `src` is not a 3-D uint64 buffer, or its shape is not one of the above.
     """
     cdef const uint64_t[:, :, :] voxels
-    cdef _Held held
-    cdef Py_ssize_t[3] shape
-    cdef Py_ssize_t[3] strides
-    cdef Py_ssize_t axis, size
-    cdef const char* base
-    cdef bytes payload
-
-    if src is None:
-        raise InvalidError("label_encode: src must be a 3-D uint64 buffer, got None")
-    try:
-        voxels = src
-    except (TypeError, ValueError, BufferError) as error:
-        raise InvalidError(f"label_encode: src must be a 3-D uint64 buffer: {error}") from error
-    for axis in range(3):
-        check_side("label_encode: src", axis, voxels.shape[axis])
-        shape[axis] = voxels.shape[axis]
-        strides[axis] = voxels.strides[axis]
-    base = <const char*>&voxels[0, 0, 0]
-
-    try:
-        held = _spare.pop()
-    except IndexError:
-        held = _Held()
-    with nogil:
-        size = encode_block(held.workspace, base, strides, shape)
-    payload = PyBytes_FromStringAndSize(NULL, size)
+    cdef _Held held = hold_block(src)
+    cdef bytes payload = PyBytes_FromStringAndSize(NULL, held.size)
     write_block(held.workspace, <uint8_t*>PyBytes_AS_STRING(payload))
-    if size <= SPARE_BYTES and len(_spare) < SPARE:
-        _spare.append(held)
+    let_go(held)
     return payload

@@ -19,6 +19,7 @@ cdef enum:
     LABEL_ZSTD = 10
     # Units a block may have here. More are left to the general path.
     MAX_UNITS = 4096
+    MOST_HALVINGS = 4
 
 
 # A block: its spatial axes, then the channel axis if there is one.
@@ -68,4 +69,14 @@ cdef inline void unit_place(int number, int dims, int half, Py_ssize_t* place) n
             place[axis] |= <Py_ssize_t>(number >> (bit * dims + dims - 1 - axis) & 1) << bit
 
 
+# Rows of a 3-D block without channels, halved at most MOST_HALVINGS times, whose last axis is
+# contiguous outside: into units one behind the other, and out of them.
+cdef void gather_units(
+    const char* source, const Py_ssize_t* strides, const Geometry* geometry, int half,
+    uint8_t* units
+) noexcept nogil
+cdef void scatter_units(
+    const uint8_t* units, const Geometry* geometry, int half, char* out,
+    const Py_ssize_t* strides
+) noexcept nogil
 cdef int describe(Geometry* geometry, lane, Py_ssize_t item, shape, channels) except -1

@@ -213,7 +213,7 @@ class DicedArray(Handle):
         blocks = self._blocks()
         state = blocks.lane.refresh()
         spec = self._spec
-        pending = self._pending(blocks)
+        pending = self._pending()
         box = state.box if pending is None else grid.union(state.box, pending.box)
         chosen = grid.Selection(index, box, spec.block_shape, spec.name, spec.channels)
         tail = () if spec.channels is None else (spec.channels,)
@@ -307,20 +307,19 @@ class DicedArray(Handle):
     # -- writing ---------------------------------------------------------------------------
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        blocks = self._writable()
-        pending = self._pending(blocks)
+        pending = self._pending()
+        # Whether this can be written was asked when the batch began, and will be at its commit.
+        blocks = self._writable() if pending is None else pending.blocks
         state = blocks.lane.refresh()
-        box = grid.union(state.box, pending.box if pending else None)
+        box = state.box if pending is None else grid.union(state.box, pending.box)
         todo = self._assignment(index, value, box)
         if not todo:
             return
-        commit_now = pending is None
-        if pending is None:
-            pending = Pending(blocks, keep=False)
+        target = Pending(blocks, keep=False) if pending is None else pending
         for each in todo:
-            pending.assign(state, each)
-        if commit_now:
-            self._commit(pending.blocks.lane, pending.prepare, "write")
+            target.assign(state, each)
+        if pending is None:
+            self._commit(blocks.lane, target.prepare, "write")
 
     @contextlib.contextmanager
     def batch(self, operation: str = "batch") -> Iterator[DicedArray]:
@@ -386,15 +385,15 @@ class DicedArray(Handle):
 
     # -- place -----------------------------------------------------------------------------
 
-    def _blocks(self) -> Blocks:
-        """Return the blocks at the repo's current version."""
+    def _blocks(self, checked: bool = False) -> Blocks:
+        """Return the blocks at the repo's current version; `checked`: the array is still there."""
         repo, at = self._repo, self._at
         if at is not None and at[0] == repo._node_id and not at[1].lane.stale:
             if self._spec.versioned and repo._locked_id == at[0]:
                 return at[1]
         else:
             at = None
-        lane = repo._lane(self._spec)
+        lane = repo._lane(self._spec, checked)
         if at is not None and at[1].lane is lane:
             return at[1]
         blocks = Blocks(repo._history.home, lane, self._spec, repo.store.threads)
@@ -402,18 +401,22 @@ class DicedArray(Handle):
         self._at = (lane.node_id if self._spec.versioned else repo._node_id, blocks)
         return blocks
 
-    def _pending(self, blocks: Blocks) -> Pending | None:
+    def _pending(self) -> Pending | None:
         """Return this thread's batch, if one is open."""
         if not self._batches:
             return None
         pending: Pending | None = getattr(self._batch, "pending", None)
-        if pending is not None and pending.blocks.lane.node_id != blocks.lane.node_id:
+        if (
+            pending is not None
+            and self._spec.versioned
+            and pending.blocks.lane.node_id != self._repo._node_id
+        ):
             raise InvalidError(f"array {self.name!r}: the batch began at another version")
         return pending
 
     def _writable(self) -> Blocks:
         self._repo._check_writable(self._spec)
-        return self._blocks()
+        return self._blocks(checked=True)
 
 
 def _runs(

@@ -6,7 +6,9 @@ is the business of `diced.codec`, where all payloads are listed.
 
 from __future__ import annotations
 
+import itertools
 import math
+import struct
 import threading
 import zlib
 from abc import ABC, abstractmethod
@@ -15,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from diced import _blocks, _codec
+from diced import _blocks, _codec, _packed
 from diced.errors import CorruptError, InvalidError, UnsupportedError
 
 FOREIGN = 255
@@ -311,7 +313,7 @@ class Label(Codec):
 
 
 class PackedLabel(Label):
-    """Label blocks, compressed."""
+    """Label blocks in compressed sections; `_packed` describes them."""
 
     def __init__(self, *args: Any, number: int, pack: Pack, unpack: Unpack):
         super().__init__(*args)
@@ -320,22 +322,38 @@ class PackedLabel(Label):
         # Header; table of at most a label per voxel; per sub-block of 512 voxels a uint16 count;
         # at most an index (uint32) and 9 bits of packed value per voxel.
         self._most = 16 + 8 * voxels + 2 * (voxels // 512) + 4 * voxels + voxels // 8 * 9
+        self._table = struct.Struct(f"<{3 + self.block_shape[0] // 8}I")
 
     def _encode(self, src: np.ndarray) -> bytes:
-        block = _codec.label_encode(src)
-        return len(block).to_bytes(4, "little") + self._pack(block)
+        size, sections = _packed.label_sections(src)
+        packed = [self._pack(section) if section else b"" for section in sections]
+        ends = itertools.accumulate(map(len, packed))
+        return b"".join([self._table.pack(size, len(sections[0]), *ends), *packed])
 
     def _decode(self, payload: Any, out: np.ndarray, start: Sequence[int], stream: bool) -> None:
         data = memoryview(payload).cast("B")
-        size = int.from_bytes(data[:4], "little")
-        if len(data) <= 4 or size > self._most:
+        table = self._table.size
+        size, head_size, *ends = self._table.unpack(bytes(data[:table]).ljust(table, b"\0"))
+        if size > self._most or not 0 < head_size <= size:
             raise CorruptError(
                 f"payload of codec {self.spec!r} is damaged: {len(data)} bytes announce a label"
-                f" block of {size}, at most {self._most} are possible"
+                f" block of {size} with a head of {head_size}, at most {self._most} are possible"
             )
+        if ends != sorted(ends) or ends[-1] != len(data) - table:
+            raise CorruptError(
+                f"payload of codec {self.spec!r} is damaged: its sections end at {ends},"
+                f" of {len(data) - table} bytes"
+            )
+        packed = data[table:]
         scratch = _borrow(size)
-        self._unpack(data[4:], scratch[:size])
-        _codec.label_decode(scratch[:size], out, start, self.block_shape, stream)
+        head, rest = scratch[:head_size], scratch[head_size:size]
+        self._unpack(packed[: ends[0]], head)
+
+        def values(layer: int, nbytes: int) -> Any:
+            self._unpack(packed[ends[layer] : ends[layer + 1]], rest[:nbytes])
+            return rest[:nbytes]
+
+        _packed.sections_decode(head, size, values, out, start, self.block_shape, stream)
         _give_back(scratch)
 
 

@@ -39,13 +39,14 @@ class Cut:
         The box.
     block_shape : sequence of int
     origin : sequence of int, optional
-        Voxel from which `out` counts; `lo` without it.
+        Voxel from which places are counted; `lo` without it.
 
     Attributes
     ----------
     keys : list of bytes
     table : C-contiguous int64 array (blocks, 3, dims)
-        `begin`, `count` and `out` of each block.
+        Where the part inside the box starts in its block, its size, and where it starts seen from
+        `origin`.
     whole : bytes
         1 where the box covers the block, else 0.
     """
@@ -63,30 +64,6 @@ class Cut:
 
     def __len__(self) -> int:
         return len(self.keys)
-
-    @property
-    def coords(self) -> np.ndarray:
-        """Block coordinates: int64 array (blocks, dims), made anew by each access."""
-        return block_coords(self.keys, self.table.shape[2])
-
-    @property
-    def begin(self) -> np.ndarray:
-        """Where the part inside the box starts in its block: int64 array (blocks, dims)."""
-        return self.table[:, 0]
-
-    @property
-    def count(self) -> np.ndarray:
-        """Size of the part of each block inside the box: int64 array (blocks, dims)."""
-        return self.table[:, 1]
-
-    @property
-    def out(self) -> np.ndarray:
-        """Where that part starts inside the box: int64 array (blocks, dims)."""
-        return self.table[:, 2]
-
-    @out.setter
-    def out(self, value: np.ndarray) -> None:
-        self.table[:, 2] = value
 
 
 def block_keys(coords: np.ndarray) -> list[bytes]:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 from diced import keys
-from diced.engine.base import Descriptor, Engine
+from diced.engine.aside import Aside
+from diced.engine.base import Descriptor, Engine, Staged
 from diced.errors import CorruptError, NotFoundError
 from diced.index import PackBuilder, PageCache
 from diced.segment import Frame, Pointer, SegmentWriter
@@ -55,6 +58,21 @@ class Home:
                 keys.pack(self.prefix, pack.object_id), pack.tobytes(), os.urandom(16)
             )
 
+    def store(self, staged: Staged, segments: Collection[int]) -> Staged:
+        """Store a staged record and make the segments it points into durable; return it."""
+        try:
+            # Written before either sync begins: a journal then takes both files at once.
+            staged.write()
+            if self.engine.durability == "power" and segments:
+                _syncs.both(staged.sync, partial(self.writer.sync, segments))
+            else:
+                self.writer.sync(segments)
+                staged.sync()
+        except BaseException:
+            staged.close()
+            raise
+        return staged
+
     def read_frame(self, pointer: Pointer) -> Frame:
         """Return the verified frame that a pointer leads to."""
         segment, offset, length = pointer
@@ -88,6 +106,7 @@ class Home:
         self.writer.close()
 
 
+_syncs = Aside("diced-sync")
 _HOMES: weakref.WeakSet[Home] = weakref.WeakSet()
 
 

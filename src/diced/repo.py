@@ -425,10 +425,10 @@ class DicedRepo:
 
     # -- for arrays ------------------------------------------------------------------------
 
-    def _lane(self, spec: ArraySpec) -> Lane:
+    def _lane(self, spec: ArraySpec, checked: bool = False) -> Lane:
         node_id = self._node_id
         # At a locked version nothing can have changed; elsewhere the array may be gone.
-        if not (spec.versioned and self._locked_id == node_id):
+        if not checked and not (spec.versioned and self._locked_id == node_id):
             self._spec(spec)
             self._is_locked(self._history.known(), node_id)
         try:
@@ -449,11 +449,11 @@ class DicedRepo:
         """Refuse what cannot be written: here at all, or to an array."""
         if self.readonly:
             raise ReadOnlyError("the repo was opened read-only")
-        self.store._repo_fields(self._id)  # deleted meanwhile?
         if spec is None:
+            self.store._repo_fields(self._id)  # deleted meanwhile?
             return
         self._spec(spec)
-        if spec.versioned and self.locked:
+        if spec.versioned and self._is_locked(self._history.known(), self._node_id):
             raise LockedError(f"{spec.name!r}: {self._locked_message()}")
         if spec.kind not in ("image", "label", "keyvalue") and not self._is_known(spec):
             raise UnsupportedError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from diced import keys
@@ -156,9 +156,9 @@ class SegmentWriter:
         appender = self._current()
         return keys.object_id(appender.key), appender.append(chunks)
 
-    def sync(self, segments: Sequence[int]) -> None:
+    def sync(self, segments: Collection[int]) -> None:
         """Make what was appended to these segments durable."""
-        for each in sorted(set(segments)):
+        for each in sorted(segments):
             with self._lock:
                 appender = self._unsynced.get(each)
                 if each in self._synced:

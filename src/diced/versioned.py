@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from diced import grid, index, keys, log
+from diced.engine.base import Staged
 from diced.errors import CorruptError, DicedException, LockedError, ReadOnlyError
 from diced.home import Home
 from diced.log import CommitLog, Delta, Entry, Record
@@ -263,26 +264,38 @@ class Lane:
         change = prepare(state, None)
         if change is None:
             return state.number
-        with self._turn:
-            ready = self._stage(state, change, op, user)
-            lost = 0
-            while True:
-                # A writer that lost once queues for its turn: a hint that keeps contention fair.
-                with self._queue(lost):
-                    newer = self.refresh()
-                    self._check_open(newer)
-                    touched = self._touched(change, state.number, newer)
-                    state = newer
-                    if touched != {}:
-                        change = prepare(state, touched)
-                        if change is None:
-                            return state.number
-                        ready = self._stage(state, change, op, user)
-                    data, record = ready
-                    if self.log.put(state.number + 1, data, record.head["txid"]):
-                        self._published(state.number + 1, record)
-                        return state.number + 1
-                lost += 1
+        # Threads store their records side by side, sharing syncs, and take turns only to name them.
+        staged, record = self._stage(state, change, op, user)
+        try:
+            with self._turn:
+                lost = 0
+                while True:
+                    # A writer that lost once queues for its turn: a hint that keeps contention
+                    # fair. Until then naming itself tells whether another process came first.
+                    with self._queue(lost):
+                        newer = self.refresh() if lost else self._known()
+                        self._check_open(newer)
+                        touched = self._touched(change, state.number, newer)
+                        state = newer
+                        if touched != {}:
+                            change = prepare(state, touched)
+                            if change is None:
+                                return state.number
+                            staged.close()
+                            staged, record = self._stage(state, change, op, user)
+                        if self.log.name(staged, state.number + 1):
+                            self._published(state.number + 1, record)
+                            break
+                    lost += 1
+            staged.settle()
+            return state.number + 1
+        finally:
+            staged.close()
+
+    def _known(self) -> State:
+        """Return the state as of the last refresh, or of the last commit of this process."""
+        assert self._state is not None
+        return self._state
 
     def _check_open(self, state: State) -> None:
         if state.locked:
@@ -306,9 +319,9 @@ class Lane:
                 touched[space] = hit
         return touched
 
-    def _stage(self, state: State, change: Change, op: str, user: str) -> tuple[bytes, Record]:
-        """Make a change's frames durable (I2) and return its record, encoded and whole."""
-        head = {
+    def _stage(self, state: State, change: Change, op: str, user: str) -> tuple[Staged, Record]:
+        """Make a change's frames and record durable (I2); the record lacks only its number."""
+        head: dict[str, Any] = {
             "txid": log.new_txid(),
             "node": self.node_id,
             "base": state.number,
@@ -329,13 +342,11 @@ class Lane:
             if len(body) > INLINE_BODY:
                 pointer = (segment, offset, len(header) + len(body))
                 data = Record(log.DATA, {**head, "body": pointer}).encode()
-        self.home.writer.sync(list(segments))
-        return data, record
+        return self.home.store(self.log.stage(data, head["txid"]), segments), record
 
     def _published(self, number: int, record: Record) -> None:
         with self._fresh:
-            state = self._state
-            assert state is not None
+            state = self._known()
             try:
                 if state.number == number - 1:
                     self._state = state = self._fold_in(state, number, record)

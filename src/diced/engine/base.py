@@ -22,6 +22,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
+from diced.engine.aside import Flushes
 from diced.errors import (
     AccessError,
     CorruptError,
@@ -172,6 +173,10 @@ class Engine(ABC):
         the object is absent or whole, and the same call may be made again.
         """
 
+    def stage(self, prefix: str, data: Buffer, txid: bytes) -> Staged:
+        """Begin a `put_if_absent` of a key below `prefix`; nothing is stored so far."""
+        return Staged(self, prefix, data, txid)
+
     @abstractmethod
     def put_unique(self, prefix: str, chunks: Iterable[Buffer], suffix: str = "") -> str:
         """Write a new object of the joined chunks under a fresh random key, and return the key.
@@ -262,6 +267,55 @@ class Engine(ABC):
             raise ReadOnlyError(f"cannot write {key!r}: {self.url} was opened read-only")
 
 
+class Staged:
+    """`Engine.put_if_absent` in steps, so that only `name` needs to be one's turn.
+
+    This class, for engines whose objects have a key from their birth, does all of it in `name`.
+
+    Parameters
+    ----------
+    engine : Engine
+    prefix : str
+        What messages name until there is a key.
+    data : bytes, bytearray or memoryview
+        Not to be changed before `close`.
+    txid : bytes
+    """
+
+    def __init__(self, engine: Engine, prefix: str, data: Buffer, txid: bytes) -> None:
+        self._engine = engine
+        self._prefix = prefix
+        self._data = data
+        self._txid = txid
+
+    def write(self) -> None:
+        """Hand over the bytes, to where nobody sees them."""
+
+    def sync(self) -> None:
+        """Make them durable."""
+
+    def name(self, key: str) -> bool:
+        """Give them their key unless it exists, as `Engine.put_if_absent`; others see it now."""
+        return self._engine.put_if_absent(key, self._data, self._txid)
+
+    def settle(self) -> None:
+        """Make the key durable."""
+
+    def close(self) -> None:
+        """Let go of the bytes if they got no key."""
+
+    def __enter__(self) -> Staged:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
 class Appender(ABC):
     """A growing object with one writing process and any number of threads.
 
@@ -285,10 +339,8 @@ class Appender(ABC):
         self._pid = os.getpid()
         self._closed = False
         self._writing = 0
-        self._flushing = False
-        self._flush_started = 0  # number of the newest flush begun
-        self._flush_done = 0  # number of the newest flush that succeeded
         self._changed = threading.Condition()
+        self._flushes = Flushes(self._changed)
 
     def append(self, chunks: Sequence[Buffer]) -> int:
         """Write the joined chunks at the end; return the offset of their first byte.
@@ -325,32 +377,16 @@ class Appender(ABC):
     def sync(self) -> None:
         """Make what was appended before this call durable, at the engine's level."""
         self._check_process()
-        with self._changed:
-            # The first flush to start from now on covers this caller's bytes; one already
-            # running may have passed them.
-            wanted = self._flush_started + 1
-            while True:
-                self._check_usable()
-                if self._flush_done >= wanted:
-                    return
-                if not self._flushing:
-                    break
-                self._changed.wait()
-            self._flushing = True
-            self._flush_started += 1
-            number = self._flush_started
+        self._flushes.join(self._flush_or_fail, self._check_usable)
+
+    def _flush_or_fail(self) -> None:
         flushed = False
         try:
             self._flush()
             flushed = True
         finally:
-            with self._changed:
-                self._flushing = False
-                if flushed:
-                    self._flush_done = number
-                else:
-                    self.failed = True
-                self._changed.notify_all()
+            if not flushed:
+                self.failed = True
 
     def close(self) -> None:
         """Release the handle once running appends are done.  Does not sync."""
@@ -360,7 +396,7 @@ class Appender(ABC):
                 self._release()
             return
         with self._changed:
-            while self._writing or self._flushing:
+            while self._writing or self._flushes.running:
                 self._changed.wait()
             if self._closed:
                 return

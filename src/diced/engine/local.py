@@ -12,23 +12,24 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from diced.engine.aside import Flushes
 from diced.engine.base import (
     Appender,
     Buffer,
     Engine,
+    Staged,
     Turns,
     check_durability,
     check_key,
     check_range,
-    flat_view,
     fresh_key,
-    fresh_name,
     is_part,
     missing,
     short_read,
@@ -39,19 +40,27 @@ from diced.engine.posix import (
     CREATE,
     READ,
     FileAppender,
+    Handle,
     Handles,
     SlotLocks,
+    Spares,
+    file_system,
+    folder,
     sync_directory,
     sync_file,
     write_new,
 )
+from diced.engine.staged import StagedFile
 from diced.errors import DicedException, EngineError, LocationError, NoSpaceError, ReadOnlyError
 
 T = TypeVar("T")
 
-_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
+# File systems that journal in order. Others, such as btrfs, do not log a file without a name when
+# it is synced, so that a power cut after its naming could leave it empty.
+_KEEPS_NAMELESS = {"ext3", "ext4", "xfs", "tmpfs"}
 _GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _MAX_OFFSET = (1 << 63) - 1
+_MAX_SYNCS = 1024
 _TRUST = 1 << 20  # a longer range is checked against the file before memory is set aside for it
 
 
@@ -121,6 +130,14 @@ class LocalEngine(Engine):
         self.descriptors = system is os  # else every call is to go through `system`
         self._closed = False
         self._handles = Handles(max_handles, system)
+        # The flag that makes a file without a name, while that is known to work and to last.
+        self._nameless: int | None = getattr(system, "O_TMPFILE", None)
+        if durability == "power" and file_system(root) not in _KEEPS_NAMELESS:
+            self._nameless = None
+        self._spares: Spares | None = None
+        if self._nameless is not None and system is os:
+            self._spares = Spares(root, self._nameless)
+        self._syncs: dict[str, Flushes] = {}  # of directories
         self._made: set[str] = set()  # directories this engine knows to exist, durably
         self._turns = Turns()
         self._locks = SlotLocks(f"{root}/.turn")
@@ -135,22 +152,17 @@ class LocalEngine(Engine):
     # ---- writing
 
     def put_if_absent(self, key: str, data: Buffer, txid: bytes) -> bool:
+        with self.stage(key, data, txid) as staged:
+            staged.write()
+            staged.sync()
+            created = staged.name(key)
+            staged.settle()
+            return created
+
+    def stage(self, prefix: str, data: Buffer, txid: bytes) -> Staged:
         self._check_open()
-        self._check_write(key)
-        view = flat_view(data)
-        temp = self._path(f".tmp/{fresh_name()}")
-        try:
-            fd = self._within(".tmp", lambda: self._os.open(temp, CREATE, 0o666))
-            try:
-                write_new(self._os, fd, (view,), self.durability)
-                created = self._link(temp, key, view)
-                if created:
-                    self._sync_directory(_folder(key))
-                return created
-            finally:
-                self._discard(temp)
-        except OSError as error:
-            raise self._write_error(error, key) from error
+        self._check_write(prefix)
+        return StagedFile(self, prefix, data, txid)
 
     def put_unique(self, prefix: str, chunks: Iterable[Buffer], suffix: str = "") -> str:
         self._check_open()
@@ -160,7 +172,7 @@ class LocalEngine(Engine):
         whole = False
         try:
             write_new(self._os, fd, chunks, self.durability)
-            self._sync_directory(_folder(key))
+            self._sync_directory(folder(key))
             whole = True
         except OSError as error:
             raise self._write_error(error, key) from error
@@ -302,6 +314,8 @@ class LocalEngine(Engine):
     def close(self) -> None:
         self._closed = True
         self._handles.clear()
+        if self._spares is not None:
+            self._spares.close()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -372,29 +386,7 @@ class LocalEngine(Engine):
 
     def _create(self, key: str) -> int:
         path = self._path(key)
-        return self._within(_folder(key), lambda: int(self._os.open(path, CREATE, 0o666)))
-
-    def _link(self, temp: str, key: str, data: memoryview) -> bool:
-        """Give the file at `temp` its name; False if somebody else's file has it."""
-        path = self._path(key)
-        try:
-            self._within(_folder(key), lambda: self._os.link(temp, path))
-            return True
-        except FileExistsError:
-            return bool(self._holds(path, data))
-        except OSError as error:
-            if error.errno in _NO_LINKS:
-                raise LocationError(
-                    f"the file system of {self.root!r} makes no hard links [{error.strerror}], "
-                    "without which several writers cannot be told apart; use another location"
-                ) from error
-            # The answer may have been lost after the link was made, as on NFS.
-            if self._os.stat(temp).st_nlink == 2:
-                return True
-            there = self._holds(path, data)
-            if there is None:
-                raise
-            return there
+        return self._within(folder(key), lambda: int(self._os.open(path, CREATE, 0o666)))
 
     def _holds(self, path: str, data: memoryview) -> bool | None:
         """Whether the file at `path` holds `data`, synced if so; None if there is no file."""
@@ -439,7 +431,7 @@ class LocalEngine(Engine):
             above = directory  # removed behind our back: forget what we knew of it
             while above:
                 self._made.discard(above)
-                above = _folder(above)
+                above = folder(above)
         self._make_directory(directory)
         return action()
 
@@ -447,7 +439,7 @@ class LocalEngine(Engine):
         """Make a directory below the root; at power durability its own name is durable too."""
         if not directory or directory in self._made:
             return
-        parent = _folder(directory)
+        parent = folder(directory)
         self._make_directory(parent)
         try:
             self._os.mkdir(self._path(directory))
@@ -462,17 +454,23 @@ class LocalEngine(Engine):
         self._made.add(directory)
 
     def _sync_directory(self, directory: str) -> None:
-        if self.durability == "power":
-            sync_directory(self._os, self._path(directory))
+        """Make the names in a directory durable; threads that want this at once share a sync."""
+        if self.durability != "power":
+            return
+        found = self._syncs.get(directory)
+        if found is None:
+            if len(self._syncs) >= _MAX_SYNCS:
+                self._syncs.clear()  # who is in one stays there; it is only not shared any more
+            found = self._syncs.setdefault(directory, Flushes(threading.Condition()))
+        found.join(lambda: sync_directory(self._os, self._path(directory)))
 
     def _after_fork(self) -> None:
+        self._syncs = {}
+        if self._spares is not None:
+            self._spares.forked()
         self._handles.clear(forked=True)
         self._turns = Turns()
         self._locks.forked()
-
-
-def _folder(key: str) -> str:
-    return key.rpartition("/")[0]
 
 
 def _make_root(root: str, durability: str) -> None:
