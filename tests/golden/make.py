@@ -34,6 +34,13 @@ def contents():
             (-3, 5),
             pattern((9, 13), dtype, i),
         )
+    for codec in ("lz4", "zstd:1"):
+        yield (  # blocks of eight units of 32 KiB
+            f"units {codec}",
+            {"dtype": "uint16", "block_shape": (32, 64, 64), "codec": codec},
+            (-20, -30, 5),
+            pattern((40, 70, 66), "uint16", 5),
+        )
     yield (
         "volume",
         {"dtype": "uint8", "block_shape": (8, 8, 8)},
