@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 
 from benchmarks.common import Scratch, em, labels
+from diced import DicedStore
 
 VOLUMES = {"em": em, "labels": labels}
 
@@ -52,6 +53,22 @@ class Reads:
 
     def peakmem_whole(self, name):
         self._read(self.data.shape)
+
+
+class CachedReads(Reads):
+    """The same with decoded blocks in memory: the volume fits, and every block was met."""
+
+    def setup(self, name):
+        super().setup(name)
+        budget = 2 * self.data.nbytes
+        self.store = DicedStore(self.scratch.path, durability="process", block_cache_bytes=budget)
+        self.array = self.store.open_repo("bench").get_array("a")
+        for start in itertools.product(*(range(0, size, 64) for size in self.data.shape)):
+            self.array[start]
+
+    def teardown(self, name):
+        self.store.close()
+        super().teardown(name)
 
 
 class Writes:

@@ -113,10 +113,10 @@ def packed_label_reference(volume: np.ndarray) -> tuple[int, list[bytes]]:
     return len(block), sections
 
 
-def packed_label_unpack_reference(payload: bytes, shape: tuple[int, int, int]) -> np.ndarray:
-    """Return the volume of an LZ4-packed label block; ValueError when it is not one."""
-    import lz4.block
-
+def packed_label_unpack_reference(
+    payload: bytes, shape: tuple[int, int, int], codec: int = 9
+) -> np.ndarray:
+    """Return the volume of a packed label block, LZ4's or Zstandard's; ValueError if not one."""
     layers, sub_blocks = shape[0] // 8, shape[0] * shape[1] * shape[2] // 512
     if len(payload) < 4 * (3 + layers):
         raise ValueError("short table")
@@ -127,13 +127,7 @@ def packed_label_unpack_reference(payload: bytes, shape: tuple[int, int, int]) -
         raise ValueError("table")
 
     def unpack(data: bytes, size: int) -> bytes:
-        try:
-            out: bytes = lz4.block.decompress(data, uncompressed_size=size)
-        except (lz4.block.LZ4BlockError, ValueError) as error:
-            raise ValueError(str(error)) from None
-        if len(out) != size:
-            raise ValueError("another size")
-        return out
+        return unpack_reference(data, size, codec - 8)
 
     head = unpack(body[: ends[0]], head_size)
     labels = int.from_bytes(head[12:16], "little")
@@ -213,6 +207,179 @@ def morton_reference(coords: Sequence[int]) -> bytes:
     return int("".join(map("".join, zip(*digits, strict=True))), 2).to_bytes(4 * len(coords), "big")
 
 
+# --- frames of blocks ----------------------------------------------------------------------------
+
+RAW, LZ4, ZSTD, LABEL, LABEL_LZ4, LABEL_ZSTD = 0, 1, 2, 8, 9, 10
+FRAME_HEAD = struct.Struct("<4sBBBB8sIIHHI")
+
+
+def pack_reference(data: bytes, codec: int) -> bytes:
+    """Return the payload of the items of a block."""
+    import lz4.block
+    import zstandard
+
+    packed: bytes = data
+    if codec == LZ4:
+        packed = lz4.block.compress(data, store_size=False)
+    elif codec == ZSTD:
+        packed = zstandard.ZstdCompressor(level=1).compress(data)
+    return packed
+
+
+def unpack_reference(data: bytes, size: int, codec: int) -> bytes:
+    """Return exactly `size` bytes out of a payload; ValueError if it does not hold so many."""
+    import io
+
+    import lz4.block
+    import zstandard
+
+    out = bytes(data)
+    try:
+        if codec == LZ4:
+            out = lz4.block.decompress(data, uncompressed_size=size)
+        elif codec == ZSTD:
+            stream = zstandard.ZstdDecompressor().stream_reader(
+                io.BytesIO(data), read_across_frames=True
+            )
+            out = stream.read(size + 1)
+        elif codec != RAW:
+            raise ValueError(f"codec {codec}")
+    except (lz4.block.LZ4BlockError, zstandard.ZstdError) as error:
+        raise ValueError(str(error)) from None
+    if len(out) != size:
+        raise ValueError(f"{len(out)} bytes instead of {size}")
+    return out
+
+
+def unit_places_reference(units: int, dims: int) -> list[tuple[int, ...]]:
+    """Return the place of each unit: as many along every axis, in Morton order."""
+    halvings = (units.bit_length() - 1) // dims
+    if units != 1 << halvings * dims:
+        raise ValueError(f"{units} units on {dims} axes")
+    return sorted(itertools.product(range(1 << halvings), repeat=dims), key=morton_reference)
+
+
+def payload_reference(block: np.ndarray, dims: int, codec: int, units: int = 0) -> bytes:
+    """Return the payload of a block, its channels on the axis after `dims`, in so many units."""
+    if codec == LABEL:
+        return label_encode_reference(block)
+    if codec > LABEL:
+        length, sections = packed_label_reference(block)
+        packed = [pack_reference(each, codec - 8) if each else b"" for each in sections]
+        ends = itertools.accumulate(map(len, packed))
+        head = struct.pack(f"<{2 + len(packed)}I", length, len(sections[0]), *ends)
+        return head + b"".join(packed)
+    if not units:
+        return pack_reference(block.tobytes(), codec)
+    parts = []
+    for window in _unit_windows(block.shape[:dims], units):
+        parts.append(pack_reference(block[window].tobytes(), codec))
+    ends = itertools.accumulate(map(len, parts), initial=8 * units)
+    next(ends)
+    table = b"".join(
+        struct.pack("<II", end, checksum_reference(part))
+        for end, part in zip(ends, parts, strict=True)
+    )
+    return table + b"".join(parts)
+
+
+def _unit_windows(shape: Sequence[int], units: int) -> list[tuple[slice, ...]]:
+    places = unit_places_reference(units, len(shape))
+    parts = places[-1][0] + 1
+    if any(side % parts for side in shape):
+        raise ValueError(f"{units} units of {shape}")
+    sides = [side // parts for side in shape]
+    return [
+        tuple(slice(p * n, (p + 1) * n) for p, n in zip(place, sides, strict=True))
+        for place in places
+    ]
+
+
+def seal_reference(
+    lane: bytes, key: bytes, codec: int, nbytes: int, payload: bytes, units: int = 0
+) -> bytes:
+    """Return the frame of a block's payload."""
+    covered = payload[: 8 * units] if units else payload
+    head = FRAME_HEAD.pack(
+        b"dFr1", 1, codec, 0, 0, lane, nbytes, len(payload), len(key), units,
+        checksum_reference(covered),
+    )  # fmt: skip
+    head += key
+    return head + struct.pack("<I", checksum_reference(head)) + payload
+
+
+def frame_reference(
+    lane: bytes, key: bytes, block: np.ndarray, dims: int, codec: int, units: int = 0
+) -> bytes:
+    """Return the frame of a block."""
+    payload = payload_reference(block, dims, codec, units)
+    return seal_reference(lane, key, codec, block.nbytes, payload, units)
+
+
+def frame_parse_reference(
+    frame: bytes,
+    lane: bytes,
+    key: bytes,
+    dtype: np.dtype,
+    shape: Sequence[int],
+    dims: int,
+    window: Sequence[slice] | None = None,
+) -> np.ndarray:
+    """Return a block, or a window of it; ValueError if it is not this block or is damaged there.
+
+    Units that the window does not touch may be damaged.
+    """
+    frame = bytes(frame)
+    if len(frame) < FRAME_HEAD.size + len(key) + 4:
+        raise ValueError(f"{len(frame)} bytes")
+    magic, kind, codec, flags, _, named, nbytes, stored, key_size, units, check = (
+        FRAME_HEAD.unpack_from(frame)
+    )
+    body = FRAME_HEAD.size + key_size
+    if (magic, kind, named, flags & ~1) != (b"dFr1", 1, lane, 0):
+        raise ValueError("another frame")
+    if frame[FRAME_HEAD.size : body] != key or len(frame) != body + 4 + stored:
+        raise ValueError("another key or length")
+    if struct.unpack_from("<I", frame, body)[0] != checksum_reference(frame[:body]):
+        raise ValueError("head")
+    block = np.zeros(shape, dtype)
+    if nbytes != block.nbytes:
+        raise ValueError("another block")
+    payload = frame[body + 4 :]
+    if 8 * units > stored:
+        raise ValueError(f"{units} units in {stored} bytes")
+    if checksum_reference(payload[: 8 * units] if units else payload) != check:
+        raise ValueError("payload")
+    wanted = tuple(window or (slice(0, side) for side in shape[:dims]))
+    if codec >= LABEL:
+        if units or codec > LABEL_ZSTD or dims != 3 or block.ndim != 3:
+            raise ValueError("no labels")
+        if block.dtype != np.uint64 or any(side % 8 for side in shape):
+            raise ValueError("no label block")
+        decode = label_decode_reference if codec == LABEL else packed_label_unpack_reference
+        more = () if codec == LABEL else (codec,)
+        return decode(payload, tuple(shape), *more)[wanted]
+    if not units:
+        block = np.frombuffer(unpack_reference(payload, nbytes, codec), dtype).reshape(shape)
+        return block[wanted]
+    ends = [8 * units, *(struct.unpack_from("<I", payload, 8 * i)[0] for i in range(units))]
+    if ends != sorted(ends) or ends[-1] > stored:
+        raise ValueError("ends")
+    for number, place in enumerate(_unit_windows(shape[:dims], units)):
+        if any(
+            max(a.start, b.start) >= min(a.stop, b.stop) for a, b in zip(place, wanted, strict=True)
+        ):
+            continue
+        data = payload[ends[number] : ends[number + 1]]
+        if checksum_reference(data) != struct.unpack_from("<I", payload, 8 * number + 4)[0]:
+            raise ValueError(f"unit {number}")
+        unit = block[place]
+        unit[...] = np.frombuffer(unpack_reference(data, unit.nbytes, codec), dtype).reshape(
+            unit.shape
+        )
+    return block[wanted]
+
+
 # --- checksums -----------------------------------------------------------------------------------
 
 
@@ -223,4 +390,18 @@ def crc32c_reference(data: bytes, value: int = 0) -> int:
         value ^= byte
         for _ in range(8):
             value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+    return value ^ 0xFFFFFFFF
+
+
+_checksums: list[int] = []
+
+
+def checksum_reference(data: bytes) -> int:
+    """Return the CRC-32C, byte by byte: for the frames, of which there are many."""
+    if not _checksums:
+        # Of one byte: the inverted byte's entry, xored with what the shift leaves, inverted.
+        _checksums.extend(crc32c_reference(bytes([255 ^ i])) ^ 0xFF000000 for i in range(256))
+    value = 0xFFFFFFFF
+    for byte in bytes(data):
+        value = value >> 8 ^ _checksums[(value ^ byte) & 255]
     return value ^ 0xFFFFFFFF

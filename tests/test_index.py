@@ -526,7 +526,7 @@ class TestPageCache:
         for thread in threads:
             thread.join()
         assert wrong == []
-        assert cache.nbytes == sum(page.nbytes for page in cache._pages.values())
+        assert cache.nbytes == sum(page.nbytes for page in cache._kept.values())
         assert cache.nbytes <= cache.budget_bytes
 
 

@@ -101,8 +101,14 @@ class StoreMachine(RuleBasedStateMachine):
         self.arrays: dict[tuple[str, str], diced.DicedArray] = {}
         self.info: dict[str, Any] = {}
 
-    @initialize(data=st.data(), engine=st.sampled_from(["local", "memory"]), small=st.booleans())
-    def begin(self, data: st.DataObject, engine: str, small: bool) -> None:
+    @initialize(
+        data=st.data(),
+        engine=st.sampled_from(["local", "memory"]),
+        small=st.booleans(),
+        block_cache=st.sampled_from([0, 6000, 2**24]),
+    )
+    def begin(self, data: st.DataObject, engine: str, small: bool, block_cache: int) -> None:
+        self.block_cache = block_cache
         if small:
             for module, name, value in SMALL:
                 self.stack.enter_context(mock.patch.object(module, name, value))
@@ -124,7 +130,13 @@ class StoreMachine(RuleBasedStateMachine):
         self.stack.close()
 
     def open(self, **options: Any) -> diced.DicedStore:
-        return diced.DicedStore(self.location, durability="process", user="tester", **options)
+        return diced.DicedStore(
+            self.location,
+            durability="process",
+            user="tester",
+            block_cache_bytes=self.block_cache,
+            **options,
+        )
 
     # -- choices ---------------------------------------------------------------------------
 

@@ -1,16 +1,6 @@
-from collections.abc import Sequence
 from typing import Any
 
-class Reader:
-    def __init__(
-        self,
-        lane: bytes,
-        itemsize: int,
-        block_shape: Sequence[int],
-        channels: int | None,
-        fill: bytes,
-        units: int,
-    ) -> None: ...
+from diced._blockdecode import Reader
 
 class Batch:
     segments: list[tuple[int, int, int]]

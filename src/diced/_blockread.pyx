@@ -10,20 +10,16 @@ that the decoder reads, and costs a 30th of a call from Python.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.limits cimport INT_MAX
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, qsort, realloc
-from libc.string cimport memcmp, memcpy
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, qsort
 
-from diced._codec cimport decode_window
-from diced._compress cimport _Context, _Lz4, _Zstd, lz4_in_use, zstd_in_use
+from diced._blockdecode cimport Reader, Window, Workspace, make_room
 from diced._crc32c cimport checksum
 from diced._frame cimport (
-    BLOCK_KIND, CHECK, HEAD, LABEL, LABEL_LZ4, LABEL_ZSTD, LZ4, MAX_UNITS, MOST_HALVINGS, RAW, UNIT,
-    ZSTD, Geometry, describe, get16, get32, halvings, scatter_units, unit_place,
+    CHECK, HEAD, LABEL, MAX_UNITS, MOST_HALVINGS, RAW, UNIT, Geometry, get16, get32, halvings,
+    is_block_head, scatter_units, unit_place,
 )
-from diced._packed cimport Unpacker, decode_packed, packed_room
-from diced._strides cimport MAX_AXES, Plan, View, arrange, copy_plan
+from diced._strides cimport MAX_AXES, View
 from diced._voxels cimport fill_window
 from diced.errors import InvalidError
 
@@ -39,9 +35,6 @@ cdef extern from "unistd.h" nogil:
 cdef enum:
     # Shorter frames are read whole, whatever part is wanted of them.
     WHOLE_BELOW = 16384
-    SPARE = 8               # workspaces kept for later calls
-    KEPT_BYTES = 1 << 24    # buffers above this are not kept
-
     FETCH = 0
     CONSTANT = 1
     UNREADABLE = 2
@@ -56,37 +49,6 @@ cdef struct Job:
     int64_t length
     const uint8_t* key
     const uint8_t* element
-
-
-cdef struct Window:
-    Py_ssize_t low[MAX_AXES]        # in the block
-    Py_ssize_t count[MAX_AXES]
-    char* out
-    const Py_ssize_t* strides       # of the result
-
-
-cdef class _Workspace:
-    """What one thread needs besides its result."""
-
-    cdef uint8_t* frame
-    cdef Py_ssize_t frame_room
-    cdef uint8_t* block
-    cdef Py_ssize_t block_room
-    cdef _Context context
-
-    def __dealloc__(self):
-        free(self.frame)
-        free(self.block)
-
-
-cdef bint _room(uint8_t** buffer, Py_ssize_t* room, Py_ssize_t wanted) noexcept nogil:
-    """Make a buffer large enough; what it held is lost."""
-    if room[0] >= wanted:
-        return True
-    free(buffer[0])
-    buffer[0] = <uint8_t*>malloc(wanted)
-    room[0] = wanted if buffer[0] != NULL else 0
-    return buffer[0] != NULL
 
 
 cdef bint _fill_from(int fd, uint8_t* into, int64_t offset, int64_t size) noexcept nogil:
@@ -110,176 +72,6 @@ cdef int _by_place(const void* a, const void* b) noexcept nogil:
     if x.segment != y.segment:
         return (x.segment > y.segment) - (x.segment < y.segment)
     return (x.offset > y.offset) - (x.offset < y.offset)
-
-
-cdef class Reader:
-    """How the blocks of one array are read; threads may share it.
-
-    Parameters
-    ----------
-    lane : bytes
-        The 8 bytes that frames carry.
-    itemsize : int
-    block_shape : sequence of int
-    channels : int or None
-    fill : bytes
-        The element of blocks that are not there.
-    units : int
-        Units that frames mostly have: how much is read to learn where units are.
-    """
-
-    cdef Geometry geometry
-    cdef bytes fill
-    cdef Py_ssize_t fill_size
-    cdef Py_ssize_t head
-    cdef _Lz4 lz4
-    cdef _Zstd zstd
-    cdef list spare
-    cdef bint labels
-    cdef Py_ssize_t[3] grid
-
-    def __init__(self, lane, Py_ssize_t itemsize, block_shape, channels, bytes fill, int units):
-        cdef int axis
-        describe(&self.geometry, lane, itemsize, block_shape, channels)
-        if len(fill) != itemsize * (channels or 1):
-            raise InvalidError(f"the fill value is one element; got {len(fill)} bytes")
-        self.fill = fill
-        self.fill_size = len(fill)
-        self.head = HEAD + self.geometry.key_size + CHECK + max(0, units) * UNIT
-        self.lz4 = lz4_in_use()
-        self.zstd = zstd_in_use()
-        self.spare = []
-        self.labels = self.geometry.axes == 3 and itemsize == 8
-        for axis in range(3 if self.labels else 0):
-            self.grid[axis] = self.geometry.shape[axis] // 8
-            if self.geometry.shape[axis] % 8 or self.geometry.shape[axis] > 1024:
-                self.labels = False
-
-    cdef _Workspace workspace(self):
-        cdef _Workspace found
-        try:
-            return <_Workspace>self.spare.pop()
-        except IndexError:
-            found = _Workspace()
-        if self.zstd.c_decompress is not NULL:
-            found.context = self.zstd.context(
-                self.zstd.decoders, self.zstd.create_decoder, self.zstd.free_decoder
-            )
-        return found
-
-    cdef void keep(self, _Workspace work):
-        if len(self.spare) < SPARE and work.frame_room + work.block_room <= KEPT_BYTES:
-            self.spare.append(work)
-
-    cdef bint checked_head(
-        self, const uint8_t* frame, int64_t length, const uint8_t* key
-    ) noexcept nogil:
-        """True if these are the first bytes of the frame that is wanted; units are not checked."""
-        cdef const Geometry* geometry = &self.geometry
-        cdef Py_ssize_t body = HEAD + geometry.key_size
-        return (
-            memcmp(frame, b"dFr1", 4) == 0
-            and frame[4] == BLOCK_KIND
-            and frame[6] <= 1
-            and memcmp(frame + 8, geometry.lane, 8) == 0
-            and get32(frame + 16) == <uint32_t>geometry.nbytes
-            and body + CHECK + <int64_t>get32(frame + 20) == length
-            and get16(frame + 24) == <uint32_t>geometry.key_size
-            and memcmp(frame + HEAD, key, geometry.key_size) == 0
-            and checksum(frame, body) == get32(frame + body)
-        )
-
-    cdef int decode(
-        self, int codec, const uint8_t* data, int64_t size, const Py_ssize_t* shape,
-        Window* window, bint stream, _Workspace work
-    ) except -1 nogil:
-        """Decode the window of a payload that holds a block of `shape`; 0 if that cannot be."""
-        cdef const Geometry* geometry = &self.geometry
-        cdef Plan plan
-        cdef Py_ssize_t nbytes = geometry.item, step
-        cdef Py_ssize_t high[3]
-        cdef const uint8_t* block = data
-        cdef char* a
-        cdef char* b
-        cdef bint direct = True
-        cdef Unpacker unpacker
-        cdef int axis
-        if codec >= LABEL:
-            if not self.labels:
-                return 0
-            for axis in range(3):
-                high[axis] = window.low[axis] + window.count[axis]
-            if codec == LABEL:
-                decode_window(
-                    data, size, self.grid, window.out, window.strides, window.low, high, stream
-                )
-                return 1
-            unpacker.lz4 = self.lz4.c_decompress if codec == LABEL_LZ4 else NULL
-            unpacker.zstd = self.zstd.c_decompress
-            unpacker.context = NULL if unpacker.zstd is NULL else work.context.handle
-            if codec == LABEL_ZSTD and unpacker.zstd is NULL or (
-                codec == LABEL_LZ4 and unpacker.lz4 is NULL
-            ):
-                return 0
-            if not _room(&work.block, &work.block_room, packed_room(self.grid)):
-                return 0
-            decode_packed(
-                data, size, &unpacker, work.block, work.block_room, self.grid, window.out,
-                window.strides, window.low, high, stream,
-            )
-            return 1
-        for axis in range(geometry.axes - 1, -1, -1):
-            direct = direct and window.count[axis] == shape[axis]
-            direct = direct and (window.strides[axis] == nbytes or shape[axis] == 1)
-            nbytes *= shape[axis]
-        if codec == RAW:
-            if size != nbytes:
-                return 0
-        else:
-            if direct:
-                block = <const uint8_t*>window.out
-            else:
-                if not _room(&work.block, &work.block_room, nbytes):
-                    return 0
-                block = work.block
-            if not self.decompress(codec, data, size, <uint8_t*>block, nbytes, work):
-                return 0
-            if direct:
-                return 1
-        plan.n = geometry.axes
-        plan.item = step = geometry.item
-        a = <char*>block
-        for axis in range(geometry.axes - 1, -1, -1):
-            plan.shape[axis] = window.count[axis]
-            plan.src[axis] = step
-            plan.dst[axis] = window.strides[axis]
-            a += window.low[axis] * step
-            step *= shape[axis]
-        b = window.out
-        if arrange(&plan, &a, &b):
-            copy_plan(&plan, a, b)
-        return 1
-
-    cdef bint decompress(
-        self, int codec, const uint8_t* data, int64_t size, uint8_t* out, Py_ssize_t nbytes,
-        _Workspace work
-    ) noexcept nogil:
-        """Fill `out` exactly."""
-        if codec == LZ4:
-            return (
-                self.lz4.c_decompress is not NULL
-                and size <= INT_MAX
-                and nbytes <= INT_MAX
-                and self.lz4.c_decompress(
-                    <const char*>data, <char*>out, <int>size, <int>nbytes
-                ) == nbytes
-            )
-        return (
-            codec == ZSTD
-            and self.zstd.c_decompress is not NULL
-            and self.zstd.c_decompress(work.context.handle, out, nbytes, data, size)
-            == <size_t>nbytes
-        )
 
 
 cdef class Batch:
@@ -437,7 +229,7 @@ cdef class Batch:
 
     def run(self, _=None):
         """Take jobs until none is left. Threads may call this at once."""
-        cdef _Workspace work = self.reader.workspace()
+        cdef Workspace work = self.reader.workspace()
         cdef int64_t i
         with nogil:
             while True:
@@ -450,7 +242,7 @@ cdef class Batch:
 
     def run_memory(self, int64_t first, int64_t last, data, int64_t begin):
         """Do the jobs `first` to `last` from bytes that begin at offset `begin` of the segment."""
-        cdef _Workspace work = self.reader.workspace()
+        cdef Workspace work = self.reader.workspace()
         cdef Py_buffer held
         cdef int64_t i
         cdef Job* job
@@ -476,7 +268,7 @@ cdef class Batch:
         self.reader.keep(work)
 
     cdef int one(
-        self, const Job* job, int fd, const uint8_t* frame, _Workspace work
+        self, const Job* job, int fd, const uint8_t* frame, Workspace work
     ) except -1 nogil:
         """Read one block; 0 if it is left."""
         cdef const Geometry* geometry = &self.reader.geometry
@@ -513,7 +305,7 @@ cdef class Batch:
         if frame != NULL:
             if job.length < self.reader.head and job.length < HEAD + geometry.key_size + CHECK:
                 return 0
-            if not self.reader.checked_head(frame, job.length, job.key):
+            if not is_block_head(geometry, frame, job.length, job.key):
                 return 0
             return self.payload(job, frame, -1, &window, work)
         if fd < 0:
@@ -521,24 +313,25 @@ cdef class Batch:
         return self.fetched(job, fd, whole, &window, work)
 
     cdef int fetched(
-        self, const Job* job, int fd, bint whole, Window* window, _Workspace work
+        self, const Job* job, int fd, bint whole, Window* window, Workspace work
     ) except -1 nogil:
         """Read what the window needs of a frame in a file, and decode it."""
+        cdef const Geometry* geometry = &self.reader.geometry
         cdef Py_ssize_t head = self.reader.head
-        cdef Py_ssize_t least = HEAD + self.reader.geometry.key_size + CHECK
+        cdef Py_ssize_t least = HEAD + geometry.key_size + CHECK
         cdef uint8_t* frame
         cdef bint partly
-        if job.length < least or job.length - least > 2 * <int64_t>self.reader.geometry.nbytes + (
+        if job.length < least or job.length - least > 2 * <int64_t>geometry.nbytes + (
             1 << 20
         ):
             return 0
-        if not _room(&work.frame, &work.frame_room, max(job.length, <int64_t>head)):
+        if not make_room(&work.frame, &work.frame_room, max(job.length, <int64_t>head)):
             return 0
         frame = work.frame
         partly = not whole and head > least and job.length >= max(WHOLE_BELOW, head)
         if not _fill_from(fd, frame, job.offset, head if partly else job.length):
             return 0
-        if not self.reader.checked_head(frame, job.length, job.key):
+        if not is_block_head(geometry, frame, job.length, job.key):
             return 0
         if partly and least + UNIT * <Py_ssize_t>get16(frame + 26) != head:
             # Not the units that were expected: read the rest.
@@ -548,7 +341,7 @@ cdef class Batch:
         return self.payload(job, frame, fd if partly else -1, window, work)
 
     cdef int payload(
-        self, const Job* job, const uint8_t* frame, int fd, Window* window, _Workspace work
+        self, const Job* job, const uint8_t* frame, int fd, Window* window, Workspace work
     ) except -1 nogil:
         """Decode a frame whose head was checked. With `fd`, the units are still to be read."""
         cdef const Geometry* geometry = &self.reader.geometry
@@ -629,7 +422,7 @@ cdef class Batch:
 
     cdef int whole(
         self, const uint8_t* frame, int64_t size, int units, int half, Window* window,
-        _Workspace work
+        Workspace work
     ) except -1 nogil:
         """Decode all units, then write the block's rows, each once and whole."""
         cdef const Geometry* geometry = &self.reader.geometry
@@ -638,7 +431,7 @@ cdef class Batch:
         cdef Py_ssize_t unit_bytes = geometry.nbytes // units
         cdef int64_t begin, end = units * UNIT
         cdef int number
-        if not _room(&work.block, &work.block_room, geometry.nbytes):
+        if not make_room(&work.block, &work.block_room, geometry.nbytes):
             return 0
         for number in range(units):
             begin = end

@@ -12,11 +12,12 @@ from libc.string cimport memcpy
 from diced._compress cimport _Context, _Lz4, _Zstd, lz4_in_use, zstd_in_use
 from diced._crc32c cimport checksum
 from diced._encoder cimport (
-    Workspace, encode_block, most_bytes, start_workspace, stop_workspace, write_block,
+    encode_block, most_bytes, start_workspace, stop_workspace, write_block,
 )
 from diced._frame cimport (
     BLOCK_KIND, CHECK, HEAD, LABEL, LABEL_LZ4, LABEL_ZSTD, LZ4, MAX_UNITS, MOST_HALVINGS, RAW, UNIT,
-    ZSTD, Geometry, describe, gather_units, halvings, put16, put32, unit_place,
+    ZSTD, Geometry, describe, gather_units, get16, get32, halvings, is_block_head, put16, put32,
+    unit_place,
 )
 from diced._packed cimport Packer, packed_most, write_packed
 from diced._strides cimport MAX_AXES, Plan, View, arrange, copy_plan
@@ -30,13 +31,8 @@ cdef enum:
     FAILED = -2
 
 
-cdef class _Workspace:
+cdef class Packing:
     """What one thread needs besides the memory lent."""
-
-    cdef uint8_t* block
-    cdef Py_ssize_t room
-    cdef Workspace labels
-    cdef _Context context
 
     def __dealloc__(self):
         free(self.block)
@@ -68,17 +64,6 @@ cdef class Writer:
     able : bool
         False if the codec's functions are only there in Python.
     """
-
-    cdef Geometry geometry
-    cdef int codec, level, units, half
-    cdef bint by_rows
-    cdef _Lz4 lz4
-    cdef _Zstd zstd
-    cdef list spare
-    cdef Py_ssize_t unit_bytes
-    cdef Py_ssize_t[MAX_AXES] unit_shape
-    cdef readonly Py_ssize_t most
-    cdef readonly bint able
 
     def __init__(
         self, lane, Py_ssize_t itemsize, block_shape, channels, int codec, int level, int units
@@ -125,15 +110,18 @@ cdef class Writer:
             or self.unit_bytes > INT_MAX
         )
 
-    cdef _Workspace workspace(self):
-        cdef _Workspace found
+    cdef Packing take(self):
+        cdef Packing found
         try:
-            return <_Workspace>self.spare.pop()
+            return <Packing>self.spare.pop()
         except IndexError:
-            found = _Workspace()
+            found = Packing()
         if self.codec == ZSTD or self.codec == LABEL_ZSTD:
             found.context = self.zstd.context(
                 self.zstd.encoders, self.zstd.create_encoder, self.zstd.free_encoder
+            )
+            found.decoder = self.zstd.context(
+                self.zstd.decoders, self.zstd.create_decoder, self.zstd.free_decoder
             )
         if self.codec >= LABEL:
             found.labels = start_workspace()
@@ -143,6 +131,10 @@ cdef class Writer:
             if found.block == NULL:
                 raise MemoryError("a unit of a block")
         return found
+
+    cdef void keep(self, Packing work):
+        if len(self.spare) < SPARE:
+            self.spare.append(work)
 
     def pack(self, source, list keys not None, const int64_t[:, :, ::1] table, rows, memory):
         """Encode whole blocks of a box.
@@ -169,7 +161,7 @@ cdef class Writer:
         cdef const Geometry* geometry = &self.geometry
         cdef View box = View(source, "source", False)
         cdef View room = View(memory, "memory", True)
-        cdef _Workspace work
+        cdef Packing work
         cdef Py_ssize_t count = len(rows), i, done = 0, start = 0, size = 0, row
         cdef Py_ssize_t* todo
         cdef Py_ssize_t* sizes
@@ -216,7 +208,7 @@ cdef class Writer:
                     if not 0 <= start <= box.buffer.shape[axis] - geometry.shape[axis]:
                         raise InvalidError(f"block {row} leaves a box of {box.shape()}")
                     places[i] += start * box.buffer.strides[axis]
-            work = self.workspace()
+            work = self.take()
             start = 0
             with nogil:
                 while done < count:
@@ -229,8 +221,7 @@ cdef class Writer:
                     sizes[done] = size
                     start += size
                     done += 1
-            if len(self.spare) < SPARE:
-                self.spare.append(work)
+            self.keep(work)
             if size == FAILED or (count and done == 0):
                 raise InvalidError(f"block {rows[done]} could not be encoded")
             found = []
@@ -249,7 +240,7 @@ cdef class Writer:
 
     cdef Py_ssize_t one(
         self, const char* source, const Py_ssize_t* strides, const uint8_t* key, uint8_t* out,
-        Py_ssize_t room, _Workspace work
+        Py_ssize_t room, Packing work
     ) except -3 nogil:
         """Write a frame and return its size; 0 for a constant block, FULL or FAILED."""
         cdef const Geometry* geometry = &self.geometry
@@ -270,6 +261,14 @@ cdef class Writer:
             used = self.image(source, strides, out + head, room - head, work)
             if used < 0:
                 return used
+        return self.finish(out, key, used)
+
+    cdef Py_ssize_t finish(
+        self, uint8_t* out, const uint8_t* key, Py_ssize_t used
+    ) noexcept nogil:
+        """Write the head of a frame whose payload is in place; return the frame's size."""
+        cdef const Geometry* geometry = &self.geometry
+        cdef Py_ssize_t head = HEAD + geometry.key_size + CHECK
         memcpy(out, b"dFr1", 4)
         out[4] = BLOCK_KIND
         out[5] = <uint8_t>self.codec
@@ -287,7 +286,7 @@ cdef class Writer:
 
     cdef Py_ssize_t image(
         self, const char* source, const Py_ssize_t* strides, uint8_t* out, Py_ssize_t room,
-        _Workspace work
+        Packing work
     ) noexcept nogil:
         """Write the payload of an image block and return its size."""
         cdef const Geometry* geometry = &self.geometry
@@ -345,7 +344,7 @@ cdef class Writer:
 
     cdef Py_ssize_t label(
         self, const char* source, const Py_ssize_t* strides, uint8_t* out, Py_ssize_t room,
-        _Workspace work
+        Packing work
     ) except -3 nogil:
         """Write the payload of a label block and return its size."""
         cdef Py_ssize_t size = encode_block(work.labels, source, strides, self.geometry.shape)
@@ -367,7 +366,7 @@ cdef class Writer:
 
     cdef Py_ssize_t compress(
         self, const uint8_t* data, Py_ssize_t size, uint8_t* out, Py_ssize_t room,
-        _Workspace work
+        Packing work
     ) noexcept nogil:
         """Return the compressed size, or 0."""
         cdef size_t packed

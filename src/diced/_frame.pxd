@@ -69,6 +69,11 @@ cdef inline void unit_place(int number, int dims, int half, Py_ssize_t* place) n
             place[axis] |= <Py_ssize_t>(number >> (bit * dims + dims - 1 - axis) & 1) << bit
 
 
+# True if the first bytes of a frame of `length` bytes are those of this block; units are not checked.
+cdef bint is_block_head(
+    const Geometry* geometry, const uint8_t* frame, int64_t length, const uint8_t* key
+) noexcept nogil
+
 # Rows of a 3-D block without channels, halved at most MOST_HALVINGS times, whose last axis is
 # contiguous outside: into units one behind the other, and out of them.
 cdef void gather_units(

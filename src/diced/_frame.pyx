@@ -3,17 +3,23 @@
 What runs once per frame is inline in ``_frame.pxd``.
 """
 
+from libc.string cimport memcmp
+
+from diced._crc32c cimport checksum
 from diced.errors import InvalidError
 
 cdef extern from *:
     """
     #if defined(__GNUC__) || defined(__clang__)
     #define diced_prefetch(p) __builtin_prefetch((p), 0, 2)
+    #define diced_claim(p) __builtin_prefetch((p), 1, 2)
     #else
     #define diced_prefetch(p) ((void)(p))
+    #define diced_claim(p) ((void)(p))
     #endif
     """
     void diced_prefetch(const char* p) noexcept nogil
+    void diced_claim(const char* p) noexcept nogil
 
 
 cdef int describe(Geometry* geometry, lane, Py_ssize_t item, shape, channels) except -1:
@@ -37,6 +43,23 @@ cdef int describe(Geometry* geometry, lane, Py_ssize_t item, shape, channels) ex
         geometry.shape[axis] = size
         geometry.nbytes *= size
     return 0
+
+
+cdef bint is_block_head(
+    const Geometry* geometry, const uint8_t* frame, int64_t length, const uint8_t* key
+) noexcept nogil:
+    cdef Py_ssize_t body = HEAD + geometry.key_size
+    return (
+        memcmp(frame, b"dFr1", 4) == 0
+        and frame[4] == BLOCK_KIND
+        and frame[6] <= 1
+        and memcmp(frame + 8, geometry.lane, 8) == 0
+        and get32(frame + 16) == <uint32_t>geometry.nbytes
+        and body + CHECK + <int64_t>get32(frame + 20) == length
+        and get16(frame + 24) == <uint32_t>geometry.key_size
+        and memcmp(frame + HEAD, key, geometry.key_size) == 0
+        and checksum(frame, body) == get32(frame + body)
+    )
 
 
 # Unit by unit, every cache line outside was touched twice, and the lines of a unit, a power of two
@@ -114,6 +137,7 @@ cdef void scatter_units(
             )
             for row in range(rows.lines):
                 line = out + i * strides[0] + (j * rows.lines + row) * strides[1]
+                diced_claim(line + strides[0])
                 if rows.bytes == 32:
                     for x in range(rows.parts):
                         memcpy(line + x * 32, source + rows.jump[x], 32)

@@ -319,7 +319,7 @@ class DicedArray(Handle):
         for each in todo:
             target.assign(state, each)
         if pending is None:
-            self._commit(blocks.lane, target.prepare, "write")
+            self._commit(blocks.lane, target.prepare, "write", state)
 
     @contextlib.contextmanager
     def batch(self, operation: str = "batch") -> Iterator[DicedArray]:
@@ -356,12 +356,13 @@ class DicedArray(Handle):
         tail = () if spec.channels is None else (spec.channels,)
         values = as_values(value, self.dtype, f"array {self.name!r}")
         shape = self._result_shape(chosen, tail)
-        try:
-            values = np.broadcast_to(values, shape)
-        except ValueError:
-            raise InvalidError(
-                f"array {self.name!r}: cannot write shape {values.shape} into {shape}"
-            ) from None
+        if values.shape != shape:
+            try:
+                values = np.broadcast_to(values, shape)
+            except ValueError:
+                raise InvalidError(
+                    f"array {self.name!r}: cannot write shape {values.shape} into {shape}"
+                ) from None
         if chosen.empty or 0 in shape:
             return []
         channel: tuple[slice, ...] = ()
@@ -375,7 +376,7 @@ class DicedArray(Handle):
             values = np.expand_dims(values, axis)
         if chosen.flip is not None:
             values = values[chosen.flip]
-        if all(s <= b for s, b in zip(chosen.step, spec.block_shape, strict=True)):
+        if chosen.dense or all(s <= b for s, b in zip(chosen.step, spec.block_shape, strict=True)):
             return [Assignment(chosen.lo, chosen.hi, chosen.step, values, channel)]
         # Steps beyond a block: only the blocks that are hit, not those between.
         return [

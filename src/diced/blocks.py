@@ -7,14 +7,16 @@ can decode it, is read here one block at a time, and is named in the error.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 
-from diced import _blockread, _blockwrite, _voxels, grid, pool
+from diced import _blockdecode, _blockread, _blocks, _blockwrite, _voxels, grid, pool
 from diced import codec as codecs
+from diced.blockcache import BlockCache, CachedBlock
 from diced.errors import CorruptBlockError, CorruptError, InvalidError, UnsupportedError
 from diced.home import Home
 from diced.log import Entry, Pointer
@@ -35,6 +37,11 @@ PARALLEL_BLOCKS = 8
 PARALLEL_BYTES = 512 * 1024
 # From this size on a result is written past the caches.
 STREAM_BYTES = 32 * 1024 * 1024
+# Blocks for the cache are decoded in groups of this size, from open files or fetched.
+KEEP_BYTES = 256 * 1024
+FETCH_KEEP_BYTES = 4 * READ_BYTES
+# Larger parts of label blocks are decoded as fast as they would be copied from memory.
+LABEL_PART_BYTES = 256 * 1024
 # Segments held open by one batch.
 OPEN_AT_ONCE = 64
 
@@ -65,18 +72,26 @@ class Blocks:
         self.lane = lane
         self.spec = spec
         self.threads = threads
-        self._units = codecs.units(spec.codec, spec.block_nbytes, spec.block_shape)
-        self._reader = _blockread.Reader(
+        self.units = codecs.units(spec.codec, spec.block_nbytes, spec.block_shape)
+        self._reader = _blockdecode.Reader(
             lane.lane_bytes,
             spec.dtype.itemsize,
             spec.block_shape,
             spec.channels,
             spec.fill,
-            self._units if self._units > 1 else 0,
+            self.units if self.units > 1 else 0,
         )
+        cache = home.block_cache
+        self._share = 0 if cache is None else cache.share(spec.block_nbytes)
+        # None also if a single block would take more than its share.
+        self._cache = cache if self._share else None
+        self._part_bytes = spec.block_nbytes
+        if spec.codec.startswith("label"):
+            self._part_bytes = min(spec.block_nbytes, LABEL_PART_BYTES)
 
+    @cached_property
     def writer(self) -> _blockwrite.Writer | None:
-        """Return what encodes blocks of this array; None if only Python code can."""
+        """What encodes blocks of this array; None if only Python code can."""
         spec = self.spec
         made = codecs.get_codec(spec.codec, spec.dtype, spec.block_shape, spec.channels)
         if made.id not in codecs.IN_KERNELS:
@@ -88,17 +103,119 @@ class Blocks:
             spec.channels,
             made.id,
             int(made.spec.partition(":")[2] or 0),
-            self._units,
+            self.units,
         )
         return writer if writer.able else None
 
     def read(self, state: State, lo: Sequence[int], hi: Sequence[int], out: np.ndarray) -> None:
         """Fill `out` (shape ``hi - lo``, then channels) with the box ``lo <= voxel < hi``."""
         stream = out.nbytes >= STREAM_BYTES
+        share = self._share
         for low, high in grid.pieces(lo, hi, self.spec.block_shape):
             cut = grid.Cut(low, high, self.spec.block_shape, lo)
             entries = self.lane.get_many(state, SPACE, cut.keys)
+            if self._cache is None:
+                self.read_entries(entries, cut.keys, cut.table, out, stream)
+            else:
+                share = self._read_cached(self._cache, entries, cut, out, stream, share)
+
+    def _read_cached(
+        self,
+        cache: BlockCache,
+        entries: list[Entry | None],
+        cut: grid.Cut,
+        out: np.ndarray,
+        stream: bool,
+        share: int,
+    ) -> int:
+        """Read a cut by way of the cache; return what is left of the read's share of it.
+
+        The share counts every block that is met in part, found or not: a read of more blocks than
+        that keeps, again and again, the same ones. A block that is read whole is not kept.
+        """
+        nbytes = self.spec.block_nbytes
+        most = min(self._part_bytes, nbytes - stream)  # a bulk read need not look for whole blocks
+        large = None
+        if most < nbytes and out.nbytes > most:
+            element = nbytes // math.prod(self.spec.block_shape)
+            large = (cut.table[:, 1].prod(axis=1) * element > most).tolist()
+        lane = self.lane.lane_bytes
+        found: list[tuple[int, np.ndarray]] = []
+        missing: list[int] = []
+        rest: list[int] = []
+        for row, entry in enumerate(entries):
+            if not isinstance(entry, tuple) or (large and large[row]):
+                rest.append(row)
+                continue
+            voxels = cache.find(entry, lane, cut.keys[row])
+            partly = share > 0 and not cut.whole[row]
+            share -= partly
+            if voxels is not None:
+                found.append((row, voxels))
+            elif partly:
+                missing.append(row)
+            else:
+                rest.append(row)
+        # By one thread: memory is what it waits for, and a second one gained nothing.
+        _copy_parts(cut.table, out, found)
+        if missing:
+            rest += self._keep(cache, entries, cut, missing, out)
+        if len(rest) == len(entries):
             self.read_entries(entries, cut.keys, cut.table, out, stream)
+        elif rest:
+            keys = [cut.keys[row] for row in rest]
+            self.read_entries([entries[row] for row in rest], keys, cut.table[rest], out, stream)
+        return share
+
+    def _keep(
+        self,
+        cache: BlockCache,
+        entries: list[Entry | None],
+        cut: grid.Cut,
+        rows: list[int],
+        out: np.ndarray,
+    ) -> list[int]:
+        """Decode whole blocks, keep them, copy the parts; return rows that are to be read directly.
+
+        Those are of damaged blocks: the part that is wanted may be sound.
+        """
+        nbytes = self.spec.block_nbytes
+        size = self.spec.block_shape[0]
+        damaged: list[int] = []
+
+        def one(group: list[int]) -> None:
+            stack, table = self._stack(len(group))
+            keys = [cut.keys[row] for row in group]
+            try:
+                self.read_entries([entries[row] for row in group], keys, table, stack)
+            except CorruptError:
+                if len(group) == 1:
+                    damaged.append(group[0])
+                else:
+                    for row in group:
+                        one([row])
+                return
+            for number, row in enumerate(group):
+                block = stack
+                if len(group) > 1:  # each in memory of its own, or one would hold all
+                    block = stack[number * size : (number + 1) * size].copy()
+                cache.put(entries[row], CachedBlock(self.lane.lane_bytes, cut.keys[row], block))
+                _copy_parts(cut.table, out, [(row, block)])
+
+        group = (KEEP_BYTES if self.home.engine.descriptors else FETCH_KEEP_BYTES) // nbytes or 1
+        rows = sorted(rows, key=entries.__getitem__)  # type: ignore[arg-type]
+        groups = [rows[i : i + group] for i in range(0, len(rows), group)]
+        threads = self.threads if len(rows) * nbytes > PARALLEL_BYTES else 1
+        pool.for_each(one, groups, threads)
+        return damaged
+
+    def _stack(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return room for whole blocks, one behind the other on axis 0, and its table."""
+        shape = self.spec.full_block_shape
+        table = np.zeros((count, 3, self.spec.dims), np.int64)
+        table[:, 1] = self.spec.block_shape
+        table[:, 2, 0] = np.arange(count) * shape[0]
+        return np.empty((count * shape[0], *shape[1:]), self.spec.dtype), table
 
     def read_entries(
         self,
@@ -256,9 +373,17 @@ class Blocks:
             yield tuple(grid.block_coords([key], self.spec.dims)[0].tolist())
 
 
-def _join(
-    spans: list[tuple[int, int, int]], first: int
-) -> Iterator[tuple[int, int, int, int]]:
+def _copy_parts(table: np.ndarray, out: np.ndarray, found: list[tuple[int, np.ndarray]]) -> None:
+    """Copy into the result what rows of a table say of whole blocks."""
+    for row, block in found:
+        begin, count, start = table[row].tolist()
+        _blocks.copy(
+            block[tuple(slice(a, a + n) for a, n in zip(begin, count, strict=True))],
+            out[tuple(slice(a, a + n) for a, n in zip(start, count, strict=True))],
+        )
+
+
+def _join(spans: list[tuple[int, int, int]], first: int) -> Iterator[tuple[int, int, int, int]]:
     """Yield (first job, one past the last, begin, end) of frames that lie near each other."""
     start = begin = end = 0
     for at, (_, offset, length) in enumerate(spans):

@@ -41,7 +41,16 @@ from diced.coders import (
 )
 from diced.errors import InvalidError, NotFoundError, UnsupportedError, near_matches
 
-__all__ = ["FOREIGN", "IN_KERNELS", "Codec", "backend", "block_nbytes", "decoder", "get_codec", "units"]
+__all__ = [
+    "FOREIGN",
+    "IN_KERNELS",
+    "Codec",
+    "backend",
+    "block_nbytes",
+    "decoder",
+    "get_codec",
+    "units",
+]
 
 MAX_ITEM = 64
 MAX_DIMS = 8
@@ -136,7 +145,8 @@ def units(spec: str, nbytes: int, block_shape: Sequence[int]) -> int:
         and not any(side % (2 * parts) for side in block_shape)
     ):
         parts *= 2
-    return parts ** len(block_shape)
+    total: int = parts ** len(block_shape)
+    return total
 
 
 def decoder(

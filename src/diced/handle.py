@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from diced.attrs import Attributes
 from diced.errors import LockedError
 from diced.spec import ArraySpec
+from diced.state import State
 from diced.versioned import Lane, Prepare
 
 if TYPE_CHECKING:
@@ -65,9 +66,11 @@ class Handle:
     def _fields(self) -> dict[str, Any]:
         return self._repo._spec(self._spec).fields
 
-    def _commit(self, lane: Lane, prepare: Prepare, operation: str) -> None:
+    def _commit(
+        self, lane: Lane, prepare: Prepare, operation: str, state: State | None = None
+    ) -> None:
         try:
-            lane.commit(prepare, op=operation, user=self._repo._history.user)
+            lane.commit(prepare, op=operation, user=self._repo._history.user, state=state)
         except LockedError:
             raise LockedError(f"array {self.name!r}: {self._repo._locked_message()}") from None
 

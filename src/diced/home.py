@@ -1,6 +1,6 @@
 """A home: the subtree of keys that one store or repo keeps its lanes, pages and segments in.
 
-Owns the process's page cache and active segment for it, and turns pointers into frames.
+Owns the process's caches and active segment for it, and turns pointers into frames.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from diced import keys
+from diced.blockcache import BlockCache
 from diced.engine.aside import Aside
 from diced.engine.base import Descriptor, Engine, Staged
 from diced.errors import CorruptError, NotFoundError
@@ -28,13 +29,16 @@ class Home:
     prefix : str
     cache_bytes : int
         Budget of decoded index pages.
+    block_cache_bytes : int
+        Budget of decoded blocks; 0: none are kept, and `block_cache` is None.
     """
 
-    def __init__(self, engine: Engine, prefix: str, cache_bytes: int):
+    def __init__(self, engine: Engine, prefix: str, cache_bytes: int, block_cache_bytes: int = 0):
         self.engine = engine
         self.prefix = prefix
         self.writer = SegmentWriter(engine, prefix)
         self.load = PageCache(self._read_page, cache_bytes)
+        self.block_cache = BlockCache(block_cache_bytes) if block_cache_bytes else None
         _HOMES.add(self)
 
     def _read_page(self, pointer: Pointer) -> bytes:
@@ -102,8 +106,10 @@ class Home:
             raise CorruptError(f"segment {key} is missing") from None
 
     def close(self) -> None:
-        """Close the active segment."""
+        """Close the active segment, and let the memory of blocks go."""
         self.writer.close()
+        if self.block_cache is not None:
+            self.block_cache.clear()
 
 
 _syncs = Aside("diced-sync")
@@ -114,6 +120,8 @@ def _after_fork_in_child() -> None:
     for home in list(_HOMES):
         home.writer.forget()
         home.load.renew_lock()
+        if home.block_cache is not None:
+            home.block_cache.renew_lock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import itertools
 import struct
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from operator import eq
 from typing import Any
@@ -19,6 +17,7 @@ import numpy as np
 from diced import _index, columns
 from diced._compress import zstd_compress, zstd_decompress
 from diced._crc32c import crc32c
+from diced.cache import Cache
 from diced.columns import MAX_KEY, MAX_OFFSET, MAX_RAW, Array, Keys, Pointer, Reader
 from diced.errors import CorruptError, InvalidError, UnsupportedError
 
@@ -135,13 +134,11 @@ class Page(_index.Table):
         return zip(self.keys, self.entry_range(0, len(self)), strict=True)
 
 
-class PageCache:
+class PageCache(Cache[Page]):
     """Decoded pages by pointer, those used of late, bounded by memory; safe among threads.
 
-    Call it with a pointer to get the page. A page that is there is found without a lock and only
-    marked as used; the oldest goes first, but a marked one is given a second turn. No lock is held
-    while a page is read and decoded, so two threads that miss the same page at once may both read
-    it.
+    Call it with a pointer to get the page. No lock is held while a page is read and decoded, so
+    two threads that miss the same page at once may both read it.
 
     Parameters
     ----------
@@ -152,21 +149,11 @@ class PageCache:
     """
 
     def __init__(self, read: Callable[[Pointer], bytes], budget_bytes: int):
-        self.budget_bytes = budget_bytes
-        self.nbytes = 0
+        super().__init__(budget_bytes)
         self._read = read
-        self._pages: OrderedDict[Pointer, Page] = OrderedDict()
-        self.renew_lock()
-
-    def renew_lock(self) -> None:
-        """Make the lock anew: at birth and after a fork."""
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._pages)
 
     def __call__(self, pointer: Pointer) -> Page:
-        page = self._pages.get(pointer)
+        page = self._kept.get(pointer)
         if page is not None:
             page.used = True
             return page
@@ -174,25 +161,7 @@ class PageCache:
             page = decode_page(self._read(pointer))
         except CorruptError as error:
             raise CorruptError(f"{page_name(pointer)}: {error}") from error
-        if page.nbytes > self.budget_bytes:
-            return page
-        with self._lock:
-            kept = self._pages.get(pointer)
-            if kept is None:
-                self._make_room(page.nbytes)
-                self._pages[pointer] = kept = page
-                self.nbytes += page.nbytes
-        return kept
-
-    def _make_room(self, size: int) -> None:
-        while self.nbytes + size > self.budget_bytes:
-            pointer, page = next(iter(self._pages.items()))
-            if page.used:
-                page.used = False
-                self._pages.move_to_end(pointer)
-            else:
-                del self._pages[pointer]
-                self.nbytes -= page.nbytes
+        return self.put(pointer, page)
 
 
 def page_name(pointer: Pointer) -> str:

@@ -7,18 +7,18 @@ appended by the thread that encoded them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from diced import _blocks, _blockwrite, _voxels, grid, pool
+from diced import _blockmerge, _blocks, _blockwrite, _voxels, grid, pool
 from diced import codec as codecs
 from diced.blocks import CONSTANT, SPACE, Blocks, borrow_buffer
 from diced.errors import CorruptError
 from diced.log import Entry, Pointer
 from diced.segment import BLOCK, FLAG_LOSSY, frame_header
-from diced.spec import cast
+from diced.spec import ArraySpec, cast
 from diced.state import Change, State
 
 # Voxels encoded by one task: as many blocks as this holds, and at least so many.
@@ -189,6 +189,17 @@ class _Merge:
         self.patches = patches
         self.known = known
 
+    def low(self, spec: ArraySpec) -> tuple[int, ...] | None:
+        """Return where in the block the new part begins, if it is one dense box of its dtype."""
+        patch = self.patches[0]
+        plain = (
+            len(self.patches) == 1
+            and len(patch.window) == spec.dims
+            and patch.source.dtype == spec.dtype
+            and all(each.step == 1 for each in patch.window)
+        )
+        return tuple(each.start for each in patch.window) if plain else None
+
 
 class _Encoder:
     """Turns blocks into entries, their frames appended to the active segment.
@@ -205,7 +216,7 @@ class _Encoder:
         spec = self._spec = blocks.spec
         self._what = f"array {spec.name!r}"
         self._codec = codecs.get_codec(spec.codec, spec.dtype, spec.block_shape, spec.channels)
-        self._writer = blocks.writer()
+        self._writer = blocks.writer
         self._group = max(GROUP_BLOCKS, GROUP_BYTES // spec.block_nbytes)
         self._lent: list[np.ndarray] = []
 
@@ -235,13 +246,15 @@ class _Encoder:
             keys = [cut.keys[i] for i in group]
             into.update(self._encode(stack, keys, table, range(len(group)), stored))
 
-        groups = [rows[i : i + self._group] for i in range(0, len(rows), self._group)]
-        pool.for_each(one, groups, self._blocks.threads)
+        self._share(one, rows, self._group)
 
     def merges(self, merges: list[_Merge], into: dict[bytes, Entry]) -> None:
         """Encode blocks of which parts are new."""
 
         def one(group: list[_Merge]) -> None:
+            group = self._merge_units(group, into)
+            if not group:
+                return
             stack, table = self._stack(len(group))
             keys = [each.key for each in group]
             self._blocks.read_entries([each.base for each in group], keys, table, stack)
@@ -254,8 +267,52 @@ class _Encoder:
 
         # Each costs a read, too: smaller groups share them better among few threads.
         size = max(1, min(self._group, -(-len(merges) // (2 * self._blocks.threads))))
-        groups = [merges[i : i + size] for i in range(0, len(merges), size)]
-        pool.for_each(one, groups, self._blocks.threads)
+        self._share(one, merges, size)
+
+    def _merge_units(self, group: list[_Merge], into: dict[bytes, Entry]) -> list[_Merge]:
+        """Write blocks of which only some units need work; return the others."""
+        writer, spec = self._writer, self._spec
+        if writer is None or self._blocks.units == 1:
+            return group
+        left = []
+        memory = self._lend(writer)
+        for each in group:
+            low = each.low(spec)
+            base = each.base
+            size = 0
+            if low is not None and isinstance(base, tuple):
+                frame = borrow_buffer(base[2])
+                try:
+                    self._blocks.home.read_into(base[0], base[1], frame)
+                except CorruptError:
+                    pass  # the general way tells which block
+                else:
+                    part = each.patches[0].source
+                    size = _blockmerge.merge(writer, frame, each.key, low, part, memory)
+            if size:
+                view = memory.data
+                into.update(self._append(view, [each.key], [(0, size)], [each.known]))
+            else:
+                left.append(each)
+        self._lent.append(memory)
+        return left
+
+    def _lend(self, writer: _blockwrite.Writer) -> np.ndarray:
+        """Return memory for frames, for `_lent` to have back."""
+        try:
+            return self._lent.pop()
+        except IndexError:
+            room = min(self._group * self._spec.block_nbytes, 2 * GROUP_BYTES)
+            return np.empty(writer.most + room, np.uint8)
+
+    def _share(self, work: Callable[[list[Any]], None], items: list[Any], size: int) -> None:
+        """Do work on groups of items, on the pool if there are several."""
+        if len(items) <= size:
+            if items:
+                work(items)
+            return
+        groups = [items[i : i + size] for i in range(0, len(items), size)]
+        pool.for_each(work, groups, self._blocks.threads)
 
     def _stack(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return room for blocks one behind the other on axis 0, and its table."""
@@ -284,18 +341,14 @@ class _Encoder:
                 self._encode_alone(source, keys[row], table[row, 2].tolist(), stored)
                 for row, stored in zip(rows, known, strict=True)
             ]
-        try:
-            memory = self._lent.pop()
-        except IndexError:
-            room = min(self._group * self._spec.block_nbytes, 2 * GROUP_BYTES)
-            memory = np.empty(self._writer.most + room, np.uint8)
+        memory = self._lend(self._writer)
         entries: list[tuple[bytes, Entry]] = []
         done = 0
         while done < len(rows):
             found = self._writer.pack(source, keys, table, rows[done:], memory)
             last = done + len(found)
             names = [keys[row] for row in rows[done:last]]
-            entries += self._append(memoryview(memory), names, found, known[done:last])
+            entries += self._append(memory.data, names, found, known[done:last])
             done = last
         self._lent.append(memory)
         return entries
@@ -316,9 +369,7 @@ class _Encoder:
                 entries.append((key, CONSTANT + made))
                 continue
             start, length = made
-            if isinstance(stored, tuple) and self._same(
-                stored, memory[start : start + length]
-            ):
+            if isinstance(stored, tuple) and self._same(stored, memory[start : start + length]):
                 entries.append((key, stored))
                 continue
             fresh.append((key, length))
@@ -339,9 +390,7 @@ class _Encoder:
     ) -> tuple[bytes, Entry]:
         """Encode one block by a codec that only Python can call."""
         spec = self._spec
-        block = source[
-            tuple(slice(a, a + n) for a, n in zip(start, spec.block_shape, strict=True))
-        ]
+        block = source[tuple(slice(a, a + n) for a, n in zip(start, spec.block_shape, strict=True))]
         element = _voxels.constant(block, spec.channels or 1)
         if element is not None:
             return key, CONSTANT + element

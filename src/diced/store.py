@@ -59,6 +59,9 @@ class DicedStore:
         Threads for large reads and writes.
     cache_bytes : int
         Memory for index pages, per repo.
+    block_cache_bytes : int
+        Memory for decoded blocks, per repo; 0 keeps none. Worth it where small reads meet the same
+        blocks again: slices, neighbouring boxes, single voxels.
     user : str, optional
         Recorded in commits; the login name by default.
 
@@ -80,12 +83,18 @@ class DicedStore:
         durability: str = "power",
         threads: int | None = None,
         cache_bytes: int = 64 * 2**20,
+        block_cache_bytes: int = 0,
         user: str | None = None,
     ):
         if durability not in DURABILITIES:
             raise InvalidError(f"durability is one of {DURABILITIES}; got {durability!r}")
         if threads is not None and threads < 1:
             raise InvalidError(f"threads is at least 1; got {threads}")
+        if cache_bytes < 0 or block_cache_bytes < 0:
+            raise InvalidError(
+                f"cache_bytes and block_cache_bytes are at least 0; got {cache_bytes}"
+                f" and {block_cache_bytes}"
+            )
         if port is not None or rpcport is not None:
             raise UnsupportedError("this version of diced has no server to start at a port")
         url = os.fspath(location)
@@ -96,6 +105,7 @@ class DicedStore:
         self.threads = threads or pool.default_threads()
         self.durability = durability
         self.cache_bytes = cache_bytes
+        self.block_cache_bytes = block_cache_bytes
         self.user = user if user is not None else _login_name()
         self.engine = open_engine(
             url, durability=durability, readonly=readonly, create=create and not readonly
@@ -395,7 +405,9 @@ class DicedStore:
     def _history(self, repo_id: str) -> History:
         found = self._histories.get(repo_id)
         if found is None:
-            home = Home(self.engine, keys.repo_home(repo_id), self.cache_bytes)
+            home = Home(
+                self.engine, keys.repo_home(repo_id), self.cache_bytes, self.block_cache_bytes
+            )
             found = self._histories.setdefault(repo_id, History(home, self.user))
         return found
 
@@ -429,7 +441,8 @@ class DicedStore:
     def __reduce__(self) -> tuple[Any, ...]:
         options = {
             "readonly": self.readonly, "durability": self.durability, "threads": self.threads,
-            "cache_bytes": self.cache_bytes, "user": self.user,
+            "cache_bytes": self.cache_bytes, "block_cache_bytes": self.block_cache_bytes,
+            "user": self.user,
         }  # fmt: skip
         return _reopen, (self.url, options)
 

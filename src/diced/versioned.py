@@ -245,11 +245,11 @@ class Lane:
 
     # -- writing ---------------------------------------------------------------------------
 
-    def commit(self, prepare: Prepare, *, op: str, user: str) -> int:
+    def commit(self, prepare: Prepare, *, op: str, user: str, state: State | None = None) -> int:
         """Commit one change; return its record number (the current one if there is none).
 
         `prepare` runs first outside all locks, and again only for keys that another writer has
-        changed meanwhile (invariant I4).
+        changed meanwhile (invariant I4). `state` is one that the caller just got from `refresh`.
 
         Raises
         ------
@@ -259,7 +259,7 @@ class Lane:
         """
         if self.home.engine.readonly:
             raise ReadOnlyError("the store was opened read-only")
-        state = self.refresh()
+        state = self.refresh() if state is None else state
         self._check_open(state)
         change = prepare(state, None)
         if change is None:

@@ -200,7 +200,7 @@ class Engine(ABC):
         """Return an object's open file, to be handed back with `give_back`; errors as in `get`."""
         raise UnsupportedError(f"{type(self).__name__} has no files to open")
 
-    def give_back(self, handle: Any) -> None:
+    def give_back(self, handle: Any) -> None:  # noqa: B027 - without files there is nothing to do
         """Return what `borrow` gave."""
 
     @abstractmethod
