@@ -5,6 +5,8 @@
 Half of the damaged frames get right checksums again, so that what lies behind these sees them. Each
 is one of three blocks in a file, or in memory that ends where the process may read no further. What
 comes out is compared with `reference`; so are the other two blocks, and all that surrounds them.
+Some frames are merged with new voxels instead, into memory that ends likewise.
+
 Works in child processes, so that a crash is counted and the rest goes on.
 """
 
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,12 +36,15 @@ from reference import (
     LZ4,
     RAW,
     ZSTD,
+    constant_reference,
     frame_parse_reference,
     frame_reference,
 )
 
 from diced._blockdecode import Reader
+from diced._blockmerge import merge
 from diced._blockread import Batch
+from diced._blockwrite import Writer
 from diced._crc32c import crc32c
 from diced.errors import CorruptError
 
@@ -104,6 +110,12 @@ class Case:
             for key, block in zip(self.keys, self.blocks, strict=True)
         ]
         fill = bytes(self.dtype.itemsize * (self.channels or 1))
+        self.writer = None
+        if units > 1:
+            level = int(self.codec == ZSTD)
+            self.writer = Writer(
+                LANE, self.dtype.itemsize, self.shape, self.channels, self.codec, level, units
+            )
         self.reader = Reader(LANE, self.dtype.itemsize, self.shape, self.channels, fill, expected)
 
 
@@ -180,6 +192,7 @@ class Fuzz:
         self.payloads = [case.frames[1][36 + 4 * case.dims :] for case in self.cases]
         self.file = file.fileno()
         self.memory = Ending(ROOM)
+        self.room = Ending(ROOM)
         self.counts: Counter[str] = Counter()
 
     def run(self, executions: int) -> list[str]:
@@ -187,7 +200,8 @@ class Fuzz:
         wrong = []
         for turn in range(executions):
             case = self.cases[turn % len(self.cases)]
-            found = self.one(case)
+            merges = case.writer is not None and self.rng.random() < 0.3
+            found = self.merge(case) if merges else self.one(case)
             if found:
                 wrong.append(f"execution {turn}, codec {case.codec} of {case.full}: {found}")
         return wrong
@@ -264,6 +278,43 @@ class Fuzz:
         if not np.array_equal(room, before):
             wrong = wrong or "bytes outside the windows changed"
         return wrong
+
+    def merge(self, case: Case) -> str:
+        """Merge a damaged frame with new voxels; return what is wrong, or nothing."""
+        rng = self.rng
+        key = case.keys[1]
+        frame = damage(rng, case.frames[1], len(key), self.payloads)
+        low = [int(rng.integers(0, side)) for side in case.shape]
+        box = tuple(
+            slice(a, int(rng.integers(a + 1, side + 1)))
+            for a, side in zip(low, case.shape, strict=True)
+        )
+        source = rng.integers(0, 200, case.blocks[1][box].shape).astype(case.dtype)
+        room = self.room.hold(bytes(case.writer.most))
+        size = merge(case.writer, self.memory.hold(frame), key, low, source, room)
+        self.counts["merged" if size else "not merged"] += 1
+        known = (LANE, key, case.dtype, case.full, case.dims)
+        whole = None
+        with suppress(ValueError):
+            whole = frame_parse_reference(frame, *known).copy()
+        if not size:
+            units = struct.unpack_from("<H", case.frames[1], 26)[0]
+            constant = constant_reference(source, case.channels or 1) is not None
+            # Zstandard's frames may be refused: see `judge_failure`.
+            if whole is None or constant or case.codec == ZSTD or frame[5] != case.codec:
+                return ""
+            alike = struct.unpack_from("<H", frame, 26)[0] == units
+            return "a frame that the reference reads was not merged" if alike else ""
+        made = room[:size].tobytes()
+        try:
+            found = frame_parse_reference(made, *known, box)
+            if whole is not None:
+                whole[box] = source
+                found = frame_parse_reference(made, *known)
+        except ValueError as error:
+            return f"a merged frame is damaged: {error}"
+        wanted = source if whole is None else whole
+        return "" if found.tobytes() == wanted.tobytes() else "other voxels were merged"
 
     def lay(self, frames: list[bytes], order: list[int]) -> tuple[bytes, list[Any]]:
         """Put frames one behind the other; sometimes an entry does not say where."""

@@ -953,7 +953,8 @@ class TestMerge:
         writer = case.writer()
         block = np.arange(192).reshape(8, 8, 3).astype("u2")
         with pytest.raises(InvalidError):
-            merge(writer,
+            merge(
+                writer,
                 change.get("frame", case.frame(bytes(8), block)),
                 change.get("key", bytes(8)),
                 change.get("low", (0, 0)),

@@ -15,7 +15,7 @@ from reference import (
     morton_reference,
 )
 
-from diced import _blocks, _cut, _voxels, grid
+from diced import _blocks, _voxels, grid
 from diced.errors import BadIndexError, InvalidError
 
 DTYPES = ["u1", "?", "<u2", "<f2", "<f4", "<i8", "<c16", "V3", "V32", "V48", "V64"]
@@ -224,37 +224,37 @@ class TestCut:
     def test_equals_reference(self, box, shifted):
         lo, hi, shape = box
         origin = [5, -3, 2, -7][: len(lo)] if shifted else None
-        keys, table, whole = _cut.cut(lo, hi, shape, origin)
+        keys, table, whole = _blocks.cut(lo, hi, shape, origin)
         assert (keys, table.tolist(), list(whole)) == cut_reference(lo, hi, shape, origin)
         assert table.dtype == np.int64 and table.flags.c_contiguous
         assert table.shape == (len(keys), 3, len(lo))
-        assert _cut.count(lo, hi, shape) == len(keys)
+        assert _blocks.count(lo, hi, shape) == len(keys)
 
     @given(boxes(), st.lists(st.integers(-(2**30), 2**30), min_size=4, max_size=4))
     def test_anywhere(self, box, place):
         lo, hi, shape = box
         lo = [a + p for a, p in zip(lo, place, strict=False)]
         hi = [b + p for b, p in zip(hi, place, strict=False)]
-        keys, table, whole = _cut.cut(lo, hi, shape)
+        keys, table, whole = _blocks.cut(lo, hi, shape)
         assert (keys, table.tolist(), list(whole)) == cut_reference(lo, hi, shape)
 
     def test_a_thousand_blocks(self):
         lo, hi, shape = [-500, 70, -64], [300, 700, 999], [64, 64, 64]
-        keys, table, whole = _cut.cut(lo, hi, shape)
+        keys, table, whole = _blocks.cut(lo, hi, shape)
         assert len(keys) > 1000
         assert (keys, table.tolist(), list(whole)) == cut_reference(lo, hi, shape)
 
     def test_corners_of_the_space(self):
         low, high = -(2**31), 2**31
-        keys, table, whole = _cut.cut([low], [high], [2**30])
+        keys, table, whole = _blocks.cut([low], [high], [2**30])
         assert keys == [morton_reference([each]) for each in (-2, -1, 0, 1)]
         assert (table[:, 0].tolist(), list(whole)) == ([[0]] * 4, [1] * 4)
         assert table[-1, 2, 0] + table[-1, 1, 0] == 2**32
-        keys, _, _ = _cut.cut([high - 1], [high], [1])
+        keys, _, _ = _blocks.cut([high - 1], [high], [1])
         assert keys == [b"\xff\xff\xff\xff"]
 
     def test_eight_dimensions(self):
-        keys, table, _ = _cut.cut([-1] * 8, [1] * 8, [4] * 8)
+        keys, table, _ = _blocks.cut([-1] * 8, [1] * 8, [4] * 8)
         assert table.shape == (256, 3, 8)
         assert keys == sorted(keys) and len(set(keys)) == 256
 
@@ -276,15 +276,15 @@ class TestCut:
     )
     def test_refuses(self, lo, hi, shape, error):
         with pytest.raises(error):
-            _cut.cut(lo, hi, shape)
+            _blocks.cut(lo, hi, shape)
 
     def test_refuses_an_origin_of_other_axes(self):
         with pytest.raises(InvalidError, match="origin"):
-            _cut.cut([0, 0], [1, 1], [4, 4], [0])
+            _blocks.cut([0, 0], [1, 1], [4, 4], [0])
 
     def test_count_is_capped(self):
-        assert _cut.count([-(2**31)] * 8, [2**31] * 8, [1] * 8) == 2**31
-        assert _cut.count([-(2**31)] * 3, [2**31, 2**31, -(2**31)], [1] * 3) == 0
+        assert _blocks.count([-(2**31)] * 8, [2**31] * 8, [1] * 8) == 2**31
+        assert _blocks.count([-(2**31)] * 3, [2**31, 2**31, -(2**31)], [1] * 3) == 0
 
     @given(boxes())
     def test_as_a_grid_sees_it(self, box):
@@ -326,21 +326,21 @@ class TestMorton:
     def test_equals_reference_and_returns(self, rows):
         dims = len(rows[0]) if rows else 3
         coords = np.array(rows, np.int64).reshape(len(rows), dims)
-        keys = _cut.morton(coords)
+        keys = _blocks.morton(coords)
         assert [key.tobytes() for key in keys] == [morton_reference(row) for row in rows]
-        assert np.array_equal(_cut.unmorton(keys, dims), coords)
+        assert np.array_equal(_blocks.unmorton(keys, dims), coords)
 
     def test_neighbours_share_a_prefix(self):
-        keys = _cut.morton(np.array([[2, 4, 6], [3, 5, 7], [2, 4, 8]]))
+        keys = _blocks.morton(np.array([[2, 4, 6], [3, 5, 7], [2, 4, 8]]))
         assert bytes(keys[0])[:11] == bytes(keys[1])[:11] != bytes(keys[2])[:11]
 
     @pytest.mark.parametrize("value", [2**31, -(2**31) - 1, 2**40])
     def test_refuses_beyond_int32(self, value):
         with pytest.raises(InvalidError, match=str(value)):
-            _cut.morton(np.array([[0, 0, 0], [0, value, 0]]))
+            _blocks.morton(np.array([[0, 0, 0], [0, value, 0]]))
 
     def test_refuses_other_widths(self):
         with pytest.raises(InvalidError):
-            _cut.unmorton(np.zeros((2, 11), np.uint8), 3)
+            _blocks.unmorton(np.zeros((2, 11), np.uint8), 3)
         with pytest.raises(InvalidError):
-            _cut.morton(np.zeros((2, 9), np.int64))
+            _blocks.morton(np.zeros((2, 9), np.int64))

@@ -184,7 +184,7 @@ class Blocks:
         damaged: list[int] = []
 
         def one(group: list[int]) -> None:
-            stack, table = self._stack(len(group))
+            stack, table = self.stack(len(group))
             keys = [cut.keys[row] for row in group]
             try:
                 self.read_entries([entries[row] for row in group], keys, table, stack)
@@ -209,7 +209,7 @@ class Blocks:
         pool.for_each(one, groups, threads)
         return damaged
 
-    def _stack(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def stack(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return room for whole blocks, one behind the other on axis 0, and its table."""
         shape = self.spec.full_block_shape
         table = np.zeros((count, 3, self.spec.dims), np.int64)

@@ -12,8 +12,8 @@ zstd[:1-22]      2  a Zstandard frame of those, its length in the header
 gzip[:1-9]       3  a gzip member of those
 jpeg[:1-100]     4  a JPEG image, grayscale or RGB; of 3-D blocks plane below plane
 label            8  a label block (DVID's layout)
-label+lz4        9  uint32 length of the label block, then an LZ4 block of it
-label+zstd[:n]  10  uint32 length of the label block, then a Zstandard frame of it
+label+lz4        9  the label block's head and its layers, each an LZ4 block: `_packed`
+label+zstd[:n]  10  the same as Zstandard frames
 (registered)   255  what the code registered for the name makes of it
 =============  ===  =========================================================================
 """

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from diced import _cut
+from diced import _blocks
 from diced.errors import BadIndexError, InvalidError
 
 MIN_COORDINATE = -(2**31)
@@ -60,7 +60,7 @@ class Cut:
         block_shape: Sequence[int],
         origin: Sequence[int] | None = None,
     ):
-        self.keys, self.table, self.whole = _cut.cut(lo, hi, block_shape, origin)
+        self.keys, self.table, self.whole = _blocks.cut(lo, hi, block_shape, origin)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -70,7 +70,7 @@ def block_keys(coords: np.ndarray) -> list[bytes]:
     """Return the key of each row of an int64 array (blocks, dims) of block coordinates."""
     if not len(coords):
         return []
-    table = np.asarray(_cut.morton(np.ascontiguousarray(coords, dtype=np.int64)))
+    table = np.asarray(_blocks.morton(np.ascontiguousarray(coords, dtype=np.int64)))
     width = table.shape[1]
     data = table.tobytes()
     return [data[i : i + width] for i in range(0, len(data), width)]
@@ -81,20 +81,20 @@ def block_coords(keys: Sequence[bytes], dims: int) -> np.ndarray:
     if not keys:
         return np.empty((0, dims), np.int64)
     table = np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), 4 * dims)
-    return np.asarray(_cut.unmorton(table, dims))
+    return np.asarray(_blocks.unmorton(table, dims))
 
 
 def pieces(
     lo: Sequence[int], hi: Sequence[int], block_shape: Sequence[int]
 ) -> Iterable[tuple[Sequence[int], Sequence[int]]]:
     """Return boxes that tile `lo`..`hi`, cut at block borders, of a bounded number of blocks."""
-    if _cut.count(lo, hi, block_shape) <= BLOCKS_PER_PIECE:
+    if _blocks.count(lo, hi, block_shape) <= BLOCKS_PER_PIECE:
         return ((lo, hi),)
     return _halves(tuple(lo), tuple(hi), block_shape)
 
 
 def _halves(lo: Coordinates, hi: Coordinates, block_shape: Sequence[int]) -> Iterator[Box]:
-    if _cut.count(lo, hi, block_shape) <= BLOCKS_PER_PIECE:
+    if _blocks.count(lo, hi, block_shape) <= BLOCKS_PER_PIECE:
         yield lo, hi
         return
     spans = [(b - 1) // n - a // n + 1 for a, b, n in zip(lo, hi, block_shape, strict=True)]

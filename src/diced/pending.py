@@ -235,7 +235,7 @@ class _Encoder:
             if source.dtype == self._spec.dtype:
                 into.update(self._encode(source, cut.keys, cut.table, group, stored))
                 return
-            stack, table = self._stack(len(group))
+            stack, table = self._blocks.stack(len(group))
             for number, i in enumerate(group):
                 window = tuple(
                     slice(a, a + n) for _, n, a in zip(*cut.table[i].tolist(), strict=True)
@@ -255,7 +255,7 @@ class _Encoder:
             group = self._merge_units(group, into)
             if not group:
                 return
-            stack, table = self._stack(len(group))
+            stack, table = self._blocks.stack(len(group))
             keys = [each.key for each in group]
             self._blocks.read_entries([each.base for each in group], keys, table, stack)
             for number, each in enumerate(group):
@@ -313,15 +313,6 @@ class _Encoder:
             return
         groups = [items[i : i + size] for i in range(0, len(items), size)]
         pool.for_each(work, groups, self._blocks.threads)
-
-    def _stack(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return room for blocks one behind the other on axis 0, and its table."""
-        shape = self._spec.full_block_shape
-        stack = np.empty((count * shape[0], *shape[1:]), self._spec.dtype)
-        table = np.zeros((count, 3, self._spec.dims), np.int64)
-        table[:, 1] = self._spec.block_shape
-        table[:, 2, 0] = np.arange(count) * shape[0]
-        return stack, table
 
     def _at(self, stack: np.ndarray, number: int) -> np.ndarray:
         size = self._spec.block_shape[0]
