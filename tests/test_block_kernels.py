@@ -29,11 +29,12 @@ from reference import (
     unit_places_reference,
 )
 
-from diced import pool
+from diced import DicedStore, grid, pool, registry
 from diced._blockdecode import Reader
 from diced._blockmerge import merge
 from diced._blockread import Batch
 from diced._blockwrite import Writer
+from diced.codec import get_codec
 from diced.errors import CorruptError, InvalidError
 
 LANE = b"lane/\0\xff!"
@@ -675,6 +676,18 @@ def trio(request):
     return Trio(request.param)
 
 
+class TestRepeatedRun:
+    def test_rows_left_again_and_again_are_listed_once(self):
+        reader = Reader(b"12345678", 1, (4, 4, 4), None, b"\0", 0)
+        cut = grid.Cut((0, 0, 0), (4, 4, 8), (4, 4, 4))
+        out = np.zeros((4, 4, 8), np.uint8)
+        batch = Batch(reader, [b"\x09", b"\x09"], cut.keys, cut.table, out, b"\x01", False)
+        for _ in range(1000):
+            batch.start(0, -1)
+            batch.run()
+        assert batch.failed == [0, 1]
+
+
 class TestDamage:
     def test_sound(self, trio):
         trio.assert_left(wanted=trio.blocks[1])
@@ -812,6 +825,35 @@ class TestDamage:
         wrong, counts = fuzz(FUZZED, 7)
         assert wrong == []
         assert min(counts["read"], counts["failed"], counts["raised"]) > FUZZED // 50
+
+
+class Shifted:
+    """A registered codec whose payload looks like one of diced's own, but means something else."""
+
+    def __init__(self, name, dtype, block_shape, channels):
+        self.inner = get_codec(name, dtype, block_shape, channels)
+
+    def encode(self, src):
+        return self.inner.encode(np.ascontiguousarray(src + src.dtype.type(100)))
+
+    def decode(self, payload, out, start):
+        self.inner.decode(payload, out, start)
+        out -= out.dtype.type(100)
+
+
+@pytest.mark.parametrize("inner", ["raw", "lz4", "zstd", "label", "label+lz4", "label+zstd"])
+def test_payloads_of_registered_codecs_are_theirs(monkeypatch, inner):
+    monkeypatch.setitem(registry._targets["codec"], "shifted", Shifted)
+    monkeypatch.setattr(registry, "_resolved", dict(registry._resolved))
+    array = (
+        DicedStore("memory://")
+        .create_repo("r")
+        .create_array("a", "u8", 3, block_shape=(16, 16, 16), codec=f"shifted:{inner}")
+    )
+    values = np.random.default_rng(0).integers(0, 9, (32, 16, 16)).astype("u8")
+    array[0:32, 0:16, 0:16] = values
+    assert np.array_equal(array[0:32, 0:16, 0:16], values)
+    assert np.array_equal(array[3:20, 5, 1:9], values[3:20, 5, 1:9])
 
 
 # --- merging -------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ cdef class Reader:
         self.lz4 = lz4_in_use()
         self.zstd = zstd_in_use()
         self.spare = []
-        self.labels = self.geometry.axes == 3 and itemsize == 8
+        self.labels = self.geometry.axes == 3 and self.geometry.dims == 3 and itemsize == 8
         for axis in range(3 if self.labels else 0):
             self.grid[axis] = self.geometry.shape[axis] // 8
             if self.geometry.shape[axis] % 8 or self.geometry.shape[axis] > 1024:
@@ -105,7 +105,7 @@ cdef class Reader:
         cdef Unpacker unpacker
         cdef int axis
         if codec >= LABEL:
-            if not self.labels:
+            if not self.labels or codec > LABEL_ZSTD:
                 return 0
             for axis in range(3):
                 high[axis] = window.low[axis] + window.count[axis]

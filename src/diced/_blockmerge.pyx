@@ -63,6 +63,8 @@ cdef Py_ssize_t merged(
                 a += (origin + first[axis] - low[axis]) * strides[axis]
         if not met:
             size = stop - begin
+            if size > writer.most - head - end:
+                return 0
             memcpy(target + end, data + begin, size)
             put32(target + number * UNIT + 4, get32(data + number * UNIT + 4))
         else:
@@ -180,6 +182,7 @@ def merge(Writer writer not None, frame, bytes key not None, low, source, memory
         if (
             part.buffer.shape[axis] < 1
             or not 0 <= begin[axis] <= geometry.shape[axis] - part.buffer.shape[axis]
+            or (axis >= geometry.dims and part.buffer.shape[axis] != geometry.shape[axis])
         ):
             raise InvalidError(f"{part.shape()} at {tuple(low)} leaves the block")
     if not writer.able or writer.units == 1 or old.buffer.len > 1 << 31:

@@ -200,7 +200,7 @@ cdef class Batch:
     @property
     def failed(self):
         cdef int64_t i
-        return sorted([self.left[i] for i in range(min(self.lefts, self.count))])
+        return sorted({self.left[i] for i in range(min(self.lefts, self.count))})
 
     def spans(self, int64_t first, int64_t last):
         """Return (row, offset, length) of the jobs `first` to `last`, which are in order."""
@@ -237,7 +237,7 @@ cdef class Batch:
                 if i >= self.last:
                     break
                 if self.one(&self.jobs[i], self.files[i], NULL, work) == 0:
-                    self.left[diced_take(&self.lefts)] = self.jobs[i].row
+                    self.leave(&self.jobs[i])
         self.reader.keep(work)
 
     def run_memory(self, int64_t first, int64_t last, data, int64_t begin):
@@ -262,10 +262,16 @@ cdef class Batch:
                             job, -1, <const uint8_t*>held.buf + (job.offset - begin), work
                         ) == 0
                     ):
-                        self.left[diced_take(&self.lefts)] = job.row
+                        self.leave(job)
         finally:
             PyBuffer_Release(&held)
         self.reader.keep(work)
+
+    cdef void leave(self, const Job* job) noexcept nogil:
+        """Note a job for the general path."""
+        cdef int64_t at = diced_take(&self.lefts)
+        if at < self.count:  # more only if jobs are run again
+            self.left[at] = job.row
 
     cdef int one(
         self, const Job* job, int fd, const uint8_t* frame, Workspace work
@@ -413,7 +419,10 @@ cdef class Batch:
         """True for a whole 3-D block whose rows lie together in the result."""
         cdef const Geometry* geometry = &self.reader.geometry
         cdef int axis
-        if geometry.axes != 3 or not 1 <= half <= MOST_HALVINGS or window.strides[2] != geometry.item:
+        if (
+            geometry.axes != 3 or geometry.dims != 3 or not 1 <= half <= MOST_HALVINGS
+            or window.strides[2] != geometry.item
+        ):
             return False
         for axis in range(3):
             if window.count[axis] != geometry.shape[axis]:

@@ -97,7 +97,9 @@ cdef class Writer:
             # And for each layer of sub-blocks what a compressor can add.
             payload = most_bytes(self.geometry.shape) + 32 * block_shape[0] + 1024
         self.by_rows = (
-            codec in (LZ4, ZSTD) and self.geometry.axes == 3 and 1 <= self.half <= MOST_HALVINGS
+            codec in (LZ4, ZSTD)
+            and self.geometry.axes == self.geometry.dims == 3
+            and 1 <= self.half <= MOST_HALVINGS
         )
         # LZ4's bound; Zstandard's is smaller but for tiny units.
         self.most = (

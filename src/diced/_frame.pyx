@@ -38,7 +38,7 @@ cdef int describe(Geometry* geometry, lane, Py_ssize_t item, shape, channels) ex
     geometry.key_size = 4 * geometry.dims
     geometry.item = geometry.nbytes = item
     for axis, size in enumerate((*shape, *(() if channels is None else (channels,)))):
-        if not 1 <= size <= 1 << 31 or geometry.nbytes > (1 << 32) // size:
+        if not 1 <= size <= 1 << 31 or geometry.nbytes > ((1 << 32) - 1) // size:
             raise InvalidError(f"a block is smaller than 4 GiB; got {tuple(shape)}, {channels}")
         geometry.shape[axis] = size
         geometry.nbytes *= size
@@ -63,8 +63,8 @@ cdef bint is_block_head(
 
 
 # Unit by unit, every cache line outside was touched twice, and the lines of a unit, a power of two
-# apart, threw each other out: reading whole EM took 201 ms of processor time so, 151 by rows. Stores
-# past the caches made it 438: single lines far apart are what memory likes least.
+# apart, threw each other out: reading whole EM took 201 ms of processor time so, 151 by rows.
+# Stores past the caches made it 438: single lines far apart are what memory likes least.
 
 cdef struct Rows:
     int parts                   # units on each axis
