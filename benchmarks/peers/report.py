@@ -72,13 +72,21 @@ def quotient(over: Rounds, under: Rounds) -> dict[str, float] | None:
 
 
 def _limits(samples: dict[str, dict[str, Rounds]]) -> dict[str, Any]:
-    """Return how near diced comes to a copy, and how its newest version reads beside its first."""
+    """Return how near diced comes to a copy, how it scales, and what a deep history costs it."""
     whole = samples.get("r_full", {}).get(OURS)
     copy = samples.get("copy_fresh", {}).get("machine")
     newest = samples.get("deep", {}).get(OURS)
     first = samples.get("deep_first", {}).get(OURS)
+
+    def scaling(one: str, two: str) -> dict[str, float] | None:
+        a, b = samples.get(one, {}).get(OURS), samples.get(two, {}).get(OURS)
+        return quotient(a, b) if a and b else None
+
     return {
         "r_full, share of a fresh copy's speed": quotient(copy, whole) if copy and whole else None,
+        "2 reader processes over 1": scaling("r_1p", "r_2p"),
+        "4 reader processes over 1": scaling("r_1p", "r_4p"),
+        "2 reader threads over 1": scaling("r_1t", "r_2t"),
         "deep, newest / first version": quotient(newest, first) if newest and first else None,
     }
 
@@ -132,17 +140,13 @@ def _headline(found: dict[str, Any]) -> list[str]:
 
 def _limit_lines(limits: dict[str, Any]) -> list[str]:
     lines = []
-    share, deep = limits.values()
-    if share:
-        lines.append(
-            f"diced r_full reaches {100 * share['median']:.0f} % of a single-thread fresh copy"
-            f" ({100 * share['q25']:.0f}-{100 * share['q75']:.0f} %)"
-        )
-    if deep:
-        lines.append(
-            f"diced deep: newest / first version {deep['median']:.2f}"
-            f" ({deep['q25']:.2f}-{deep['q75']:.2f})"
-        )
+    for name, found in limits.items():
+        if found and "share" in name:
+            spread = f"{100 * found['q25']:.0f}-{100 * found['q75']:.0f} %"
+            lines.append(f"diced {name}: {100 * found['median']:.0f} % ({spread})")
+        elif found:
+            spread = f"{found['q25']:.2f}-{found['q75']:.2f}"
+            lines.append(f"diced {name}: {found['median']:.2f} ({spread})")
     return lines
 
 
