@@ -332,3 +332,33 @@ def test_closing_an_unpickled_store_does_not_close_others(store, repo):
     with pickle.loads(pickle.dumps(store)) as other:
         assert other.list_repos() == store.list_repos()
     assert handle[0] == 3
+
+
+@pytest.mark.parametrize("what", ["array", "repo"])
+def test_a_batch_on_what_was_deleted_meanwhile_is_refused(tmp_path, what):
+    path = str(tmp_path / "store")
+    repo = DicedStore(path).create_repo("r")
+    array = repo.create_array("a", np.uint8, block_shape=(8, 8, 8))
+    other = DicedStore(path)
+
+    def edit():
+        with array.batch():
+            array[0:8, 0:8, 0:8] = 3
+            other.open_repo("r").delete_array("a") if what == "array" else other.delete_repo("r")
+            array[8:16, 0:8, 0:8] = 4
+
+    with pytest.raises(NotFoundError):
+        edit()
+
+
+def test_an_array_of_another_branch_is_not_found_rather_than_damaged():
+    repo = DicedStore("memory://").create_repo("r")
+    repo.lock_node("first")
+    one, two = repo.create_branch(branch="one"), repo.create_branch(branch="two")
+    repo.change_version(one)
+    array = repo.create_array("a", np.uint8)
+    repo.change_version(two)
+    with pytest.raises(NotFoundError, match="another branch"):
+        array[0, 0, 0] = 1
+    with pytest.raises(NotFoundError, match="another branch"):
+        array[0, 0, 0]

@@ -348,6 +348,7 @@ class DicedArray(Handle):
                 " nothing of the batch was written"
             )
         if pending.box is not None:
+            self._repo._spec(self._spec)  # deleted meanwhile?
             self._commit(pending.blocks.lane, pending.prepare, operation)
 
     def _assignment(self, index: Any, value: Any, box: grid.Box | None) -> list[Assignment]:

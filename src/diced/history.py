@@ -344,7 +344,13 @@ class History:
     # -- lanes -----------------------------------------------------------------------------
 
     def lane(self, spec: ArraySpec, node_id: str) -> Lane:
-        """Return the lane of an array at a node; one object per process."""
+        """Return the lane of an array at a node; one object per process.
+
+        Raises
+        ------
+        NotFoundError
+            The array was created elsewhere in the history.
+        """
         where = node_id if spec.versioned else keys.NO_NODE
         found = self._lanes.get((spec.id, where))
         if found is not None:
@@ -352,7 +358,13 @@ class History:
         if not spec.versioned:
             lane = Lane(self.home, spec.id, where, Base())
         else:
-            node = self.known().dag.nodes[node_id]
+            dag = self.known().dag
+            node = dag.nodes[node_id]
+            if spec.node != node_id and spec.node not in dag.ancestry(node):
+                raise NotFoundError(
+                    f"array {spec.name!r} is not at version {node.uuid}: it was created at another"
+                    " branch"
+                )
             if node.locked:
                 lane = Lane(self.home, spec.id, where, self._root(spec, node_id), final=True)
             elif spec.node == node_id:
