@@ -528,7 +528,6 @@ def test_a_failed_directory_sync_fails_all_who_share_it(tmp_path):
         (errno.EACCES, AccessError),
         (errno.EROFS, AccessError),
         (errno.EIO, EngineError),
-        (errno.EMFILE, EngineError),
     ],
 )
 def test_translation_of_errors(tmp_path, number, kind):
@@ -873,3 +872,16 @@ def test_child_reads_through_its_parents_handles(tmp_path):
     assert run_forked(child) == 0
     assert engine.get(key, 6, 2) == b"67"
     assert engine.get("b") == b"child"
+
+
+def test_too_many_open_files_is_tried_again_without_the_idle_ones(tmp_path):
+    engine, system = flaky_engine(tmp_path / "s", number=errno.EMFILE, fail_at=10**9)
+    for number in range(3):
+        engine.put_if_absent(f"some/key{number}", b"data", b"")
+    for number in range(3):
+        assert engine.get(f"some/key{number}", 0, 4) == b"data"
+    assert len(engine._handles._kept) == 3
+    engine.put_if_absent("some/other", b"more", b"")
+    system.fail_at = len(system.calls)
+    assert engine.get("some/other", 1, 2) == b"or"
+    assert len(engine._handles._kept) == 1

@@ -362,3 +362,24 @@ def test_an_array_of_another_branch_is_not_found_rather_than_damaged():
         array[0, 0, 0] = 1
     with pytest.raises(NotFoundError, match="another branch"):
         array[0, 0, 0]
+
+
+def test_many_segments_are_read_with_few_open_files(tmp_path):
+    path = str(tmp_path / "store")
+    DicedStore(path).create_repo("r").create_array("a", np.uint8, 1, block_shape=(64,))
+    values = np.random.default_rng(0).integers(1, 255, 90 * 64, np.uint8)
+    for number in range(90):  # a segment each
+        place = slice(64 * number, 64 * number + 64)
+        with DicedStore(path, durability="process") as store:
+            store.open_repo("r")["a"][place] = values[place]
+    stores = [DicedStore(path) for _ in range(3)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/dev/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, hard))
+    try:
+        for store in stores:
+            array = store.open_repo("r")["a"]
+            assert np.array_equal(array[0 : 90 * 64], values)
+            array[5] = values[5]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -26,6 +26,7 @@ from diced.errors import InvalidError
 
 cdef enum:
     SPARE = 8               # workspaces kept for later calls
+    KEPT_BYTES = 1 << 24    # those above this are not
     SOLID = 24              # bytes of a label block of one label; the label ends it
     FULL = -1               # the memory lent is too small for the next frame
     FAILED = -2
@@ -135,7 +136,7 @@ cdef class Writer:
         return found
 
     cdef void keep(self, Packing work):
-        if len(self.spare) < SPARE:
+        if len(self.spare) < SPARE and work.room <= KEPT_BYTES:
             self.spare.append(work)
 
     def pack(self, source, list keys not None, const int64_t[:, :, ::1] table, rows, memory):

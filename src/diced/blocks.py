@@ -17,7 +17,13 @@ import numpy as np
 from diced import _blockdecode, _blockread, _blocks, _blockwrite, _voxels, grid, pool
 from diced import codec as codecs
 from diced.blockcache import BlockCache, CachedBlock
-from diced.errors import CorruptBlockError, CorruptError, InvalidError, UnsupportedError
+from diced.errors import (
+    CorruptBlockError,
+    CorruptError,
+    EngineError,
+    InvalidError,
+    UnsupportedError,
+)
 from diced.home import Home
 from diced.log import Entry, Pointer
 from diced.segment import BLOCK, Frame
@@ -32,6 +38,8 @@ CONSTANT = b"\x01"  # tag of an inline entry: a block of one value
 # and a request is not larger than a cache level.
 JOIN_GAP = 64 * 1024
 READ_BYTES = 1024 * 1024
+# A thread keeps a buffer of at most this size.
+KEPT_BYTES = 4 * 1024 * 1024
 # A batch of fewer blocks, or into a smaller result, stays on the caller's own thread.
 PARALLEL_BLOCKS = 8
 PARALLEL_BYTES = 512 * 1024
@@ -52,7 +60,9 @@ def borrow_buffer(size: int) -> memoryview:
     """Return this thread's read buffer of at least `size` bytes, cut to it."""
     held = getattr(_scratch, "held", None)
     if held is None or len(held) < size:
-        held = _scratch.held = memoryview(bytearray(max(size, READ_BYTES)))
+        held = memoryview(bytearray(max(size, READ_BYTES)))
+        if len(held) <= KEPT_BYTES:
+            _scratch.held = held
     return held[:size]
 
 
@@ -251,7 +261,12 @@ class Blocks:
             held = []
             try:
                 for segment, first, last in group:
-                    handle = self.home.borrow(segment)
+                    try:
+                        handle = self.home.borrow(segment)
+                    except EngineError:
+                        if not held:
+                            raise
+                        break  # perhaps too many open files: the rest is read block by block
                     if handle is not None:
                         held.append(handle)
                         batch.open(first, last, handle.fd)

@@ -46,6 +46,7 @@ from diced.engine.posix import (
     Spares,
     file_system,
     folder,
+    open_file,
     sync_directory,
     sync_file,
     write_new,
@@ -386,12 +387,12 @@ class LocalEngine(Engine):
 
     def _create(self, key: str) -> int:
         path = self._path(key)
-        return self._within(folder(key), lambda: int(self._os.open(path, CREATE, 0o666)))
+        return self._within(folder(key), lambda: open_file(self._os, path, CREATE))
 
     def _holds(self, path: str, data: memoryview) -> bool | None:
         """Whether the file at `path` holds `data`, synced if so; None if there is no file."""
         try:
-            fd = self._os.open(path, READ)
+            fd = open_file(self._os, path, READ)
         except FileNotFoundError:
             return None
         try:

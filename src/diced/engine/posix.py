@@ -11,6 +11,7 @@ import errno
 import fcntl
 import functools
 import os
+import resource
 import sys
 import threading
 import time
@@ -104,7 +105,7 @@ def start_writing(fd: int, offset: int, size: int) -> None:
 
 def sync_directory(system: Any, path: str) -> None:
     """Make the names in a directory survive a power cut."""
-    fd = system.open(path, READ | os.O_DIRECTORY)
+    fd = open_file(system, path, READ | os.O_DIRECTORY)
     try:
         system.fsync(fd)
     finally:
@@ -234,16 +235,36 @@ def _close_all(kept: OrderedDict[str, Handle]) -> None:
         os.close(handle.fd)
 
 
+def open_file(system: Any, path: str, flags: int, mode: int = 0o666) -> int:
+    """Open a file; if this process has too many open, close those that only wait to be read."""
+    try:
+        return int(system.open(path, flags, mode))
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+    for handles in list(_HANDLES):
+        handles.close_idle()
+    return int(system.open(path, flags, mode))
+
+
 class Handles:
-    """Files open for reading, the least recently used closed first, and never while in use."""
+    """Files open for reading, the least recently used closed first, and never while in use.
+
+    At most `limit` wait open, and an eighth of what the process may open: there may be several
+    engines, and the user opens files, too.
+    """
 
     def __init__(self, limit: int, system: Any) -> None:
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if allowed != resource.RLIM_INFINITY:
+            limit = min(limit, max(4, allowed // 8))
         self._limit = limit
         self._os = system
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, Handle] = OrderedDict()
         closer = weakref.finalize(self, _close_all, self._kept)
         closer.atexit = False
+        _HANDLES.add(self)
 
     def take(self, key: str, path: str, keep: bool) -> Handle:
         with self._lock:
@@ -252,7 +273,7 @@ class Handles:
                 handle.users += 1
                 self._kept.move_to_end(key)
                 return handle
-        handle = Handle(self._os.open(path, READ))
+        handle = Handle(open_file(self._os, path, READ))
         if keep:
             with self._lock:
                 if key not in self._kept:
@@ -267,6 +288,12 @@ class Handles:
             handle.users -= 1
             if not handle.users and not handle.kept:
                 os.close(handle.fd)
+
+    def close_idle(self) -> None:
+        """Close the files that nobody is reading."""
+        with self._lock:
+            for key in [key for key, handle in self._kept.items() if not handle.users]:
+                self._let_go(key)
 
     def drop(self, key: str) -> None:
         with self._lock:
@@ -287,6 +314,9 @@ class Handles:
         handle.kept = False
         if not handle.users:
             os.close(handle.fd)
+
+
+_HANDLES: weakref.WeakSet[Handles] = weakref.WeakSet()
 
 
 class SlotLocks:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from diced.engine.base import Buffer, Staged, flat_view, fresh_name
-from diced.engine.posix import CREATE, WRITE, folder, sync_file, write_all
+from diced.engine.posix import CREATE, WRITE, folder, open_file, sync_file, write_all
 from diced.errors import LocationError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class StagedFile(Staged):
         try:
             spare = None if engine._spares is None else engine._spares.take()
             if spare is None:
-                spare = engine._os.open(engine.root, engine._nameless | WRITE, 0o666)
+                spare = open_file(engine._os, engine.root, engine._nameless | WRITE)
             self._fd = spare
         except OSError as error:
             if error.errno not in _NO_NAMELESS:
