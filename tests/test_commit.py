@@ -1,8 +1,11 @@
 """One commit's way to the disk: its record, the order of syncs, and threads that share them."""
 
+import dis
 import errno
 import os
 import struct
+import subprocess
+import sys
 import threading
 import time
 from functools import partial
@@ -13,10 +16,12 @@ from flaky import FlakyOs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diced import CorruptError, DicedStore, EngineError, UnsupportedError, registry
+from diced import CorruptError, DicedStore, EngineError, UnsupportedError, registry, segment
 from diced._crc32c import crc32c
-from diced.engine.aside import Aside
+from diced.engine.aside import Aside, Flushes
+from diced.engine.base import Appender
 from diced.engine.local import LocalEngine
+from diced.engine.memory import open_memory
 from diced.log import DATA, MAX_ROWS, RECORD, SECTION, Record
 
 # -- records ---------------------------------------------------------------------------------
@@ -128,6 +133,184 @@ def test_errors_of_both_are_raised_when_both_have_ended():
     assert ended == [1, 1]
     aside.both(slow, slow)
     assert len(ended) == 4
+
+
+# -- joined flushes and interrupts -----------------------------------------------------------
+
+
+def interrupted(call, code, number):
+    """Call, with an interrupt at the `number`th place of `code` that takes one; False if none.
+
+    Those are the places behind a call, a jump back, and a function's entry.
+    """
+    names = {each.offset: each.opname for each in dis.get_instructions(code)}
+    before, left = "", number
+
+    def trace(frame, event, _):
+        nonlocal before, left
+        if frame.f_code is not code:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode":
+            if before.startswith(("CALL", "RESUME", "JUMP_BACKWARD")):
+                left -= 1
+                if left == 0:
+                    raise KeyboardInterrupt
+            before = names[frame.f_lasti]
+        return trace
+
+    old = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(old)
+    return left <= 0
+
+
+def ends(call):
+    """Whether a call in another thread comes to an end."""
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(10)
+    return not thread.is_alive()
+
+
+def test_an_interrupted_flush_keeps_nobody_waiting():
+    number = 1
+    while True:
+        flushes, flushed = Flushes(threading.Lock()), []
+        found = interrupted(
+            lambda flushes=flushes: flushes.join(lambda: None), Flushes.join.__code__, number
+        )
+        assert ends(lambda: flushes.join(lambda: flushed.append(1))), number  # noqa: B023
+        assert flushed == [1]
+        assert flushes.running is None
+        if not found:
+            break
+        number += 1
+    assert number > 5
+
+
+def test_an_interrupted_append_keeps_nobody_waiting():
+    number = 1
+    while True:
+        engine = open_memory("")
+        appender = engine.appender("a")
+        found = interrupted(lambda a=appender: a.append([b"xy"]), Appender.append.__code__, number)
+        if not appender.failed:
+            assert len(engine.get(appender.key)) == appender.size
+        assert ends(appender.close), number
+        if not found:
+            break
+        number += 1
+    assert number > 5
+
+
+class SlowToTake:
+    """A lock that one thread does not get until told."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.late, self.told = None, threading.Event()
+
+    def __enter__(self):
+        if threading.current_thread() is self.late:
+            assert self.told.wait(30)
+        self.lock.acquire()
+
+    def __exit__(self, *_):
+        self.lock.release()
+
+
+def test_a_failed_flush_fails_also_who_wakes_after_a_good_one():
+    lock = SlowToTake()
+    flushes = Flushes(lock)
+    running, go, waits = threading.Event(), threading.Event(), threading.Event()
+    told = []
+
+    def first():
+        running.set()
+        assert go.wait(30)
+
+    def wait():
+        with pytest.raises(EngineError, match="shared"):
+            flushes.join(lambda: told.append("flushed by the waiter"), waits.set)
+        told.append("failed")
+
+    leader = threading.Thread(target=flushes.join, args=(first,))
+    leader.start()
+    assert running.wait(30)
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    assert waits.wait(30)
+    with lock:  # the waiter is out of it
+        lock.late = waiter
+    go.set()
+    leader.join()
+
+    def fail():
+        raise OSError(errno.EIO, "no")
+
+    with pytest.raises(OSError, match="no"):
+        flushes.join(fail)
+    flushes.join(lambda: None)
+    lock.told.set()
+    waiter.join()
+    assert told == ["failed"]
+
+
+def test_a_directory_sync_that_failed_fails_all_names_before_it(tmp_path):
+    system = FlakyOs()
+    with LocalEngine(str(tmp_path), system=system) as engine:
+        staged = [engine.stage("d", b"%d" % i, b"t") for i in range(3)]
+        for i, each in enumerate(staged):
+            each.write()
+            each.sync()
+            if i < 2:
+                assert each.name(f"d/{i}")
+
+        def fail(fd):
+            raise OSError(errno.EIO, "no")
+
+        system.fsync = fail
+        with pytest.raises(EngineError, match="EIO"):
+            staged[0].settle()
+        del system.fsync
+        with pytest.raises(EngineError, match="shared"):
+            staged[1].settle()
+        assert staged[2].name("d/2")
+        staged[2].settle()
+        for each in staged:
+            each.close()
+
+
+def test_a_commit_while_the_interpreter_ends(tmp_path):
+    program = f"""
+import numpy as np
+from diced import DicedStore
+store = DicedStore({str(tmp_path / "s")!r})
+array = store.create_repo("r").create_array("a", np.uint8, block_shape=(8, 8, 8))
+array[:8, :8, :8] = 1
+class Last:
+    array = array
+    def __del__(self):
+        self.array[:8, :8, :8] = self.value
+last = Last()
+last.value = np.full((8, 8, 8), 7, np.uint8)
+last.me = last
+"""
+    where = os.pathsep.join(filter(None, sys.path))
+    subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": where},
+    )
+    with DicedStore(str(tmp_path / "s")) as store:
+        assert (store.open_repo("r")["a"][:8, :8, :8] == 7).all()
 
 
 # -- commits ---------------------------------------------------------------------------------
@@ -332,3 +515,78 @@ def test_an_interrupted_commit_leaves_the_lane_usable(slow, monkeypatch):
         array[0:8, 0:8, 8:16] = block(4)
     assert array[0, 0, 0] == 1
     assert (array[0:8, 0:8, 8:16] == block(4)).all()
+
+
+def test_a_write_of_what_is_there_waits_until_it_is_durable(slow, monkeypatch):
+    """Somebody else's record may have its name already, and its directory's sync still to come."""
+    system, store, array = slow
+    place = (slice(0, 8), slice(0, 8), slice(0, 8))
+
+    def fail(fd):
+        raise OSError(errno.EIO, "no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(system, "fsync", fail)
+        with pytest.raises(EngineError):
+            array[place] = block(3)
+        with pytest.raises(EngineError):
+            array[place] = block(3)
+    count = sum(1 for _ in store.open_repo("r").operations("a"))
+    for wanted in (1, 0):
+        system.syncs = 0
+        array[place] = block(3)
+        assert system.syncs == wanted
+    array[place] = block(4)
+    with DicedStore(store.engine.url.replace("file", "slow"), threads=1) as other:
+        again = other.open_repo("r")["a"]
+        assert (again[place] == block(4)).all()
+        counts = []
+        for _ in range(2):
+            before = system.syncs
+            again[place] = block(4)
+            counts.append(system.syncs - before)
+    assert counts[0] > 0 and counts[1] == 0
+    system.syncs = 0
+    array[place] = block(4)
+    assert system.syncs == 0
+    assert sum(1 for _ in store.open_repo("r").operations("a")) == count + 1
+
+
+def test_a_retired_segment_is_synced_with_the_append_that_was_running(tmp_path, monkeypatch):
+    monkeypatch.setattr(segment, "ROLL_BYTES", 1)
+    monkeypatch.setattr(segment, "MAX_UNSYNCED", 1)
+    writing, go = threading.Event(), threading.Event()
+
+    class Held(Slow):
+        def pwritev(self, fd, views, offset):
+            if threading.current_thread().name == "held":
+                writing.set()
+                assert go.wait(30)
+            return super().pwritev(fd, views, offset)
+
+    system = Held()
+    engine = LocalEngine(str(tmp_path), system=system)
+    writer = segment.SegmentWriter(engine, "h")
+    behind = []
+
+    def held():
+        number, _ = writer.append([b"x" * 100])
+        writer.sync([number])
+        behind.append(system.written[fd] - system.durable[fd])
+
+    thread = threading.Thread(target=held, name="held")
+    thread.start()
+    assert writing.wait(30)
+    first = writer._active
+    fd = first._fd
+    first.size = 1  # as if another append had filled it
+
+    other = threading.Thread(target=writer.append, args=([b"y"],))
+    other.start()
+    other.join(0.2)  # retires the first segment now, or waits for it
+    go.set()
+    thread.join()
+    other.join()
+    assert behind == [0]
+    writer.close()
+    engine.close()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 
-from diced import DicedStore, grid
+from diced import DicedStore, fsck, grid, versioned
 
 
 @pytest.mark.parametrize("rooted", [False, True])
@@ -33,3 +35,59 @@ def test_an_old_state_sees_what_it_saw(rooted: bool) -> None:
             assert lane.get_many(state, 0, keys) == [wanted.get(key) for key in keys]
             assert lane.get_many(state, 0, keys[3:5]) == [wanted.get(key) for key in keys[3:5]]
             assert [lane.get(state, 0, key) for key in keys] == [wanted.get(key) for key in keys]
+
+
+@pytest.mark.parametrize("where", ["parse_box", "delta_size", "State"])
+def test_a_fold_that_was_interrupted_counts_nothing_twice(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The LOCK record lists each commit once, or fsck would tell of damage."""
+    with DicedStore("memory://") as store:
+        repo = store.create_repo("r")
+        array = repo.create_array("a", np.uint8, 1, block_shape=(4,))
+        lane = array._blocks().lane
+        array[0:4] = 1
+        for value in range(2, 5):
+            with monkeypatch.context() as patch:
+
+                def interrupt(*args: object) -> None:
+                    raise KeyboardInterrupt
+
+                patch.setattr(versioned, where, interrupt)
+                with pytest.raises(KeyboardInterrupt):
+                    array[0:4] = value
+            assert (array[0:4] == value).all()
+        array[4:8] = 9
+        assert len(lane._txids) == lane.refresh().number == len(set(lane._txids))
+        assert lane._recent_size == sum(map(versioned.delta_size, lane._recent.values()))
+        repo.lock_node("done")
+        report = fsck.check(store)
+        assert report.ok and not report.problems
+
+
+def test_a_snapshot_that_was_interrupted_counts_nothing_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Wherever an interrupt comes, what is kept of a lane belongs to one snapshot."""
+    with DicedStore("memory://") as store:
+        repo = store.create_repo("r")
+        array = repo.create_array("a", np.uint8, 1, block_shape=(4,))
+        lane = array._blocks().lane
+        lane._snapshot_records = 4
+        real = versioned.Overlay
+        for value in range(1, 40):
+            with monkeypatch.context() as patch:
+
+                def interrupt(value: int = value) -> versioned.Overlay:
+                    if value % 3 == 0:
+                        raise KeyboardInterrupt
+                    return real()
+
+                patch.setattr(versioned, "Overlay", interrupt)
+                with contextlib.suppress(KeyboardInterrupt):
+                    array[0:4] = value
+            assert (array[0:4] == value).all()
+            state = lane.refresh()
+            assert len(lane._txids) == state.number - lane._snapshot_number
+        repo.lock_node("done")
+        assert not fsck.check(store).problems

@@ -17,6 +17,7 @@ import numpy as np
 from diced import _blockdecode, _blockread, _blocks, _blockwrite, _voxels, grid, pool
 from diced import codec as codecs
 from diced.blockcache import BlockCache, CachedBlock
+from diced.engine.base import Descriptor
 from diced.errors import (
     CorruptBlockError,
     CorruptError,
@@ -258,7 +259,7 @@ class Blocks:
         segments = batch.segments
         for at in range(0, max(1, len(segments)), OPEN_AT_ONCE):
             group = segments[at : at + OPEN_AT_ONCE]
-            held = []
+            held: list[Descriptor] = []
             try:
                 for segment, first, last in group:
                     try:

@@ -12,6 +12,7 @@ none is started before a call needs one.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -120,7 +121,9 @@ class _Job(Generic[T, R]):
         self._pid = os.getpid()
         # Re-entrant, because a forgotten iterator may be finalised, and so cancelled, by a
         # garbage collection that starts while this very thread holds the lock.
-        self._changed = threading.Condition(threading.RLock())
+        # Taken itself, not by the condition, whose methods an interrupt can leave half done.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._done: dict[int, R] = {}
         self._taken = 0
         self._yielded = 0
@@ -133,7 +136,7 @@ class _Job(Generic[T, R]):
         """Return the next result in order, or _END; work on the items meanwhile."""
         self._check_process()
         while True:
-            with self._changed:
+            with self._lock:
                 while True:
                     if self._error is not None:
                         raise self._error
@@ -155,7 +158,7 @@ class _Job(Generic[T, R]):
     def help(self) -> None:
         """Work on the items until there is none to take, or another job waits for a helper."""
         while True:
-            with self._changed:
+            with self._lock:
                 work = self._take()
                 if work is None:
                     self._helpers -= 1
@@ -170,11 +173,11 @@ class _Job(Generic[T, R]):
         """Take no further item, and return when none is running."""
         if self._pid != os.getpid():  # the helpers are the parent's, and so may be the lock
             return
-        with self._changed:
+        with self._lock:
             self._ended = True
             self._ahead.clear()
             # A collector may call this on a thread that is inside a task, even one of this job.
-            while self._running and not _inside():
+            while self._running and not _inside() and not sys.is_finalizing():
                 self._changed.wait()
             self._done.clear()
             self._items = iter(())
@@ -204,11 +207,11 @@ class _Job(Generic[T, R]):
         try:
             result = self._fn(item)
         except BaseException as error:  # handed to the caller, whichever thread this is
-            with self._changed:
+            with self._lock:
                 self._running -= helping
                 self._fail(error)
         else:
-            with self._changed:
+            with self._lock:
                 self._running -= helping
                 self._done[number] = result
                 # The caller waits for one number only, or for the last task to end.
@@ -248,6 +251,8 @@ class _Pool:
 
     def call(self, job: _Job[Any, Any], count: int, threads: int) -> None:
         """Put a job in the line `count` times; have at least `threads` helpers, LIMIT allowing."""
+        if sys.is_finalizing():
+            return  # other threads do not run any more: the caller does it all
         if self._threads < min(threads, LIMIT):
             from queue import SimpleQueue  # 1 ms, and not needed by small reads
 

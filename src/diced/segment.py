@@ -153,8 +153,14 @@ class SegmentWriter:
 
     def append(self, chunks: Sequence[Any]) -> tuple[int, int]:
         """Append buffers end to end; return (segment id, offset of the first byte)."""
-        appender = self._current()
-        return keys.object_id(appender.key), appender.append(chunks)
+        while True:
+            appender = self._current()
+            try:
+                return keys.object_id(appender.key), appender.append(chunks)
+            except EngineError:
+                if appender.failed or not appender.finished:
+                    raise
+            # Retired since it was looked up.
 
     def sync(self, segments: Collection[int]) -> None:
         """Make what was appended to these segments durable."""
@@ -165,7 +171,12 @@ class SegmentWriter:
                     continue
             if appender is None:
                 raise EngineError(f"segment {each:016x} failed or is not of this process")
-            appender.sync()
+            try:
+                appender.sync()
+            except EngineError:
+                with self._lock:
+                    if each not in self._synced:  # if it is, it was retired since
+                        raise
 
     def _current(self) -> Appender:
         with self._lock:
@@ -178,15 +189,17 @@ class SegmentWriter:
         for number, each in list(self._unsynced.items()):
             if each.failed:
                 self._unsynced.pop(number).close()
-        self._active = self._engine.appender(self._prefix, ".seg")
-        self._unsynced[keys.object_id(self._active.key)] = self._active
+        fresh = self._engine.appender(self._prefix, ".seg")
+        # First, lest an interrupt between the two leaves a segment in use that is never synced.
+        self._unsynced[keys.object_id(fresh.key)] = fresh
+        self._active = fresh
         while len(self._unsynced) > MAX_UNSYNCED:
             # A commit larger than this many segments refers to them later: sync before closing.
             oldest = next(iter(self._unsynced))
-            self._unsynced[oldest].sync()
-            self._unsynced.pop(oldest).close()
+            self._unsynced[oldest].finish()
             self._synced.add(oldest)
-        return self._active
+            del self._unsynced[oldest]
+        return fresh
 
     def forget(self) -> None:
         """Drop the active segment: after a fork it belongs to the parent."""

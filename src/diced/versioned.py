@@ -87,6 +87,7 @@ class Lane:
         self._rebase_due = 0
         self._rebase_size = 0
         self._folded = 0  # entries in the newest snapshot's trees
+        self._settled = 0  # records up to this number have names that survive a power cut
         self._state: State | None = None
         if final:
             self._state = State(0, base.roots, Overlay(), base.box, True)
@@ -138,9 +139,14 @@ class Lane:
             return State(0, self.base.roots, Overlay(), self.base.box, False)
         number = snapshot.head["number"]
         base = Base.parse(snapshot.head)
-        self._snapshot_number, self._txids = number, []
-        self._folded = snapshot.head.get("entries", 0)
-        return State(number, base.roots, Overlay(), base.box, False)
+        state = State(number, base.roots, Overlay(), base.box, False)
+        self._move_to(state, snapshot.head.get("entries", 0))
+        return state
+
+    def _move_to(self, state: State, folded: int) -> None:
+        """Go on from a snapshot; no call between the four, so no interrupt comes there either."""
+        number, txids = state.number, list[str]()
+        self._snapshot_number, self._txids, self._folded, self._state = number, txids, folded, state
 
     def _rebase(self, state: State) -> State:
         """Move onto the newest snapshot, so that the overlay of a long-lived reader stays small."""
@@ -152,11 +158,12 @@ class Lane:
         for each in range(number + 1, state.number + 1):
             delta = self._recent.get(each)
             overlay.add(each, self._whole(self.log.read(each)).delta if delta is None else delta)
-        self._txids = self._txids[number - self._snapshot_number :]
-        self._snapshot_number = number
-        self._folded = snapshot.head.get("entries", 0)
         roots = Base.parse(snapshot.head).roots
-        return State(state.number, roots, overlay, state.box, state.locked)
+        state = State(state.number, roots, overlay, state.box, state.locked)
+        folded = snapshot.head.get("entries", 0)
+        txids = self._txids[number - self._snapshot_number :]
+        self._snapshot_number, self._txids, self._folded, self._state = number, txids, folded, state
+        return state
 
     def _whole(self, record: Record) -> Record:
         """Return a record with its sections, fetched from the COMMIT frame if they are there."""
@@ -171,14 +178,21 @@ class Lane:
         return record
 
     def _fold_in(self, state: State, number: int, record: Record) -> State:
-        state.overlay.add(number, record.delta)
-        self._recent[number] = record.delta
-        self._recent_size += delta_size(record.delta)
-        while len(self._recent) > RECENT or self._recent_size > RECENT_ENTRIES:
-            self._recent_size -= delta_size(self._recent.pop(next(iter(self._recent))))
-        self._txids.append(record.head["txid"])
+        # Done again for the same record after an interrupt, so nothing here may count twice.
         box = grid.union(state.box, parse_box(record.head.get("box")))
-        return State(number, state.roots, state.overlay, box, record.type == log.LOCK)
+        folded = State(number, state.roots, state.overlay, box, record.type == log.LOCK)
+        self._txids[number - self._snapshot_number - 1 :] = [record.head["txid"]]
+        replaced = self._recent.get(number)
+        grown = delta_size(record.delta) - (0 if replaced is None else delta_size(replaced))
+        self._recent[number] = record.delta
+        self._recent_size += grown
+        while len(self._recent) > RECENT or self._recent_size > RECENT_ENTRIES:
+            oldest = next(iter(self._recent))
+            size = delta_size(self._recent[oldest])
+            del self._recent[oldest]
+            self._recent_size -= size
+        state.overlay.add(number, record.delta)
+        return folded
 
     def get(self, state: State, space: int, key: bytes) -> Entry | None:
         """Return the entry of one key, or None."""
@@ -263,6 +277,7 @@ class Lane:
         self._check_open(state)
         change = prepare(state, None)
         if change is None:
+            self._settle(state.number)
             return state.number
         # Threads store their records side by side, sharing syncs, and take turns only to name them.
         staged, record = self._stage(state, change, op, user)
@@ -280,17 +295,30 @@ class Lane:
                         if touched != {}:
                             change = prepare(state, touched)
                             if change is None:
-                                return state.number
+                                break
                             staged.close()
                             staged, record = self._stage(state, change, op, user)
                         if self.log.name(staged, state.number + 1):
                             self._published(state.number + 1, record)
                             break
                     lost += 1
+            if change is None:
+                self._settle(state.number)
+                return state.number
             staged.settle()
+            self._settled = max(self._settled, state.number + 1)
             return state.number + 1
         finally:
             staged.close()
+
+    def _settle(self, number: int) -> None:
+        """Make records durable that were found, whose writers may not have done so yet.
+
+        A commit that has nothing to add to them is as durable as they are.
+        """
+        if number > self._settled:
+            self.home.engine.settle(keys.record(self.log.prefix, number))
+            self._settled = max(self._settled, number)
 
     def _known(self) -> State:
         """Return the state as of the last refresh, or of the last commit of this process."""
@@ -382,9 +410,8 @@ class Lane:
             "txid": log.new_txid(),
         }
         self.log.put_snapshot(state.number, Record(log.SNAPSHOT, head))
-        self._snapshot_number, self._txids = state.number, []
-        self._folded = head["entries"]
-        self._state = State(state.number, base.roots, Overlay(), state.box, state.locked)
+        fresh = State(state.number, base.roots, Overlay(), state.box, state.locked)
+        self._move_to(fresh, head["entries"])
 
     def fold(self, state: State) -> Base:
         """Write the pages of a state's trees and return their roots."""
@@ -417,6 +444,7 @@ class Lane:
                             "txids": list(self._txids),
                         }
                     if state.locked:
+                        self._settle(state.number)
                         return state
                     record = Record(log.LOCK, head)
                     if self.log.put(state.number + 1, record.encode(), txid):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -59,6 +60,8 @@ class Aside:
         self._give(action)
 
     def _give(self, action: Action) -> _Task | None:
+        if sys.is_finalizing():
+            return None  # other threads do not run any more
         if not self._free.acquire(blocking=False):
             return None
         if self._tasks is None and not self._start():
@@ -108,60 +111,95 @@ def _serve(tasks: SimpleQueue[_Task]) -> None:
 class Flushes:
     """Joins threads that wait for a flush of one thing: one flush serves all who came before it.
 
+    An interrupt may come between any two steps of a `join`. So what a thread holds is named by a
+    lock of its own, its gate, and given up without taking another; `threading.Condition` is not
+    used, since its methods are Python code, which an interrupt leaves half done.
+
     Parameters
     ----------
-    changed : threading.Condition
-        Notified when a flush ends.
+    lock : threading.Lock
+        Guards the beginning of a flush.
+
+    Attributes
+    ----------
+    running : threading.Lock or None
+        Released when the running flush ends.
+    failures : int
+        Flushes that failed so far.
     """
 
-    def __init__(self, changed: threading.Condition) -> None:
-        self.running = False
-        self._changed = changed
-        self._started = 0  # number of the newest flush begun
-        self._done = 0  # number of the newest flush that succeeded
-        self._failed = 0  # number of the newest flush that the medium failed
+    def __init__(self, lock: threading.Lock) -> None:
+        self.running: threading.Lock | None = None
+        self.failures = 0
+        self._lock = lock
+        self._next: _Flush | None = None
 
-    def join(self, flush: Callable[[], None], check: Callable[[], None] | None = None) -> None:
+    def join(self, flush: Action, check: Action | None = None, failures: int | None = None) -> None:
         """Return when a flush that began after this call has succeeded.
 
-        `check` is called with the condition held, and raises if waiting is in vain.
+        `check` is called with the lock held, and raises if waiting is in vain. `failures` is what
+        the attribute was when the caller began to change what is flushed: a flush between may
+        have taken the change with it.
 
         Raises
         ------
         EngineError
             If another thread's flush, which was to serve this one too, failed.
         """
-        with self._changed:
-            # The first flush to start from now on covers this caller's bytes; one already
-            # running may have passed them.
-            wanted = self._started + 1
-            while True:
-                if check is not None:
-                    check()
-                if self._done >= wanted:
+        mine: _Flush | None = None
+        while True:
+            gate = threading.Lock()
+            gate.acquire()
+            try:
+                with self._lock:
+                    running = self.running  # before `mine` is asked: a flush tells, then ends
+                    if mine is None:
+                        # The first flush to start from now on covers this caller's bytes; one
+                        # already running may have passed them.
+                        mine = self._next
+                        if mine is None:
+                            mine = self._next = _Flush()
+                    before = self.failures if mine.before is None else mine.before
+                    if mine.failed or (failures is not None and before != failures):
+                        # Not tried again: the system tells of lost bytes once.
+                        raise EngineError("a sync that was shared with another thread failed there")
+                    if mine.succeeded:
+                        return
+                    if check is not None:
+                        check()
+                    if running is not None and sys.is_finalizing():
+                        running = None  # its thread will never go on
+                    if running is None:
+                        if self._next is mine:
+                            self._next = None
+                        mine.before = self.failures
+                        self.running = gate
+                if running is None:
+                    flush()
+                    mine.succeeded = True
                     return
-                if self._failed >= wanted:
-                    # Not tried again: the system tells of lost bytes once.
-                    raise EngineError("a sync that was shared with another thread failed there")
-                if not self.running:
-                    break
-                self._changed.wait()
-            self.running = True
-            self._started += 1
-            number = self._started
-        failed = False
-        try:
-            flush()
-            self._done = number
-        except (OSError, DicedException):
-            failed = True
-            raise
-        finally:
-            with self._changed:
-                if failed:
-                    self._failed = number
-                self.running = False
-                self._changed.notify_all()
+            except (OSError, DicedException):
+                if self.running is gate and mine is not None:
+                    mine.failed = True
+                    self.failures += 1
+                raise
+            finally:
+                if self.running is gate:
+                    self.running = None
+                gate.release()
+            with running:
+                pass
+
+
+class _Flush:
+    """One flush as those see it who wait for it. Neither flag is set while it is undecided, as
+    after an interrupt: then one of them begins it again."""
+
+    __slots__ = ("before", "failed", "succeeded")
+
+    def __init__(self) -> None:
+        self.before: int | None = None  # failures when it began
+        self.failed = self.succeeded = False
 
 
 _ALL: weakref.WeakSet[Aside] = weakref.WeakSet()

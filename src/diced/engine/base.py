@@ -14,6 +14,7 @@ import contextlib
 import errno
 import os
 import re
+import sys
 import threading
 import zlib
 from abc import ABC, abstractmethod
@@ -177,6 +178,9 @@ class Engine(ABC):
         """Begin a `put_if_absent` of a key below `prefix`; nothing is stored so far."""
         return Staged(self, prefix, data, txid)
 
+    def settle(self, key: str) -> None:  # noqa: B027 - a key that is seen may be durable always
+        """Make a key durable that was seen: `Staged.settle` for others than its writer."""
+
     @abstractmethod
     def put_unique(self, prefix: str, chunks: Iterable[Buffer], suffix: str = "") -> str:
         """Write a new object of the joined chunks under a fresh random key, and return the key.
@@ -330,6 +334,8 @@ class Appender(ABC):
         Bytes handed out so far.
     failed : bool
         An append or sync failed; write the same bytes to another appender.
+    finished : bool
+        It takes no more appends.
     """
 
     def __init__(self, key: str) -> None:
@@ -337,10 +343,11 @@ class Appender(ABC):
         self.size = 0
         self.failed = False
         self._pid = os.getpid()
+        self.finished = False
         self._closed = False
-        self._writing = 0
-        self._changed = threading.Condition()
-        self._flushes = Flushes(self._changed)
+        self._lock = threading.Lock()
+        self._writing: set[threading.Lock] = set()  # one for each append, released at its end
+        self._flushes = Flushes(self._lock)
 
     def append(self, chunks: Sequence[Buffer]) -> int:
         """Write the joined chunks at the end; return the offset of their first byte.
@@ -356,22 +363,25 @@ class Appender(ABC):
         views = [view for view in map(flat_view, chunks) if view.nbytes]
         total = sum(view.nbytes for view in views)
         self._check_process()
-        with self._changed:
-            self._check_usable()
-            offset = self.size
-            self.size += total
-            self._writing += 1
-        written = not views
+        gate = threading.Lock()
+        gate.acquire()
+        written = False
         try:
+            with self._lock:
+                self._check_usable()
+                if self.finished:
+                    raise EngineError(f"appender of {self.key!r} takes no more")
+                self._writing.add(gate)
+                offset = self.size
+                self.size = offset + total
             if views:
                 self._write(offset, views)
-                written = True
-        finally:
-            with self._changed:
-                self._writing -= 1
-                if not written:
-                    self.failed = True
-                self._changed.notify_all()
+            written = True
+        finally:  # takes no lock, where an interrupt could keep it from its end
+            if not written and gate in self._writing:
+                self.failed = True
+            gate.release()
+            self._writing.discard(gate)
         return offset
 
     def sync(self) -> None:
@@ -388,6 +398,15 @@ class Appender(ABC):
             if not flushed:
                 self.failed = True
 
+    def finish(self) -> None:
+        """Take no more appends, make those that began durable, and close."""
+        self._check_process()
+        with self._lock:
+            self.finished = True
+        self._wait(*self._writing)
+        self.sync()
+        self.close()
+
     def close(self) -> None:
         """Release the handle once running appends are done.  Does not sync."""
         if self._pid != os.getpid():  # its lock may have been held when the process forked
@@ -395,13 +414,16 @@ class Appender(ABC):
                 self._closed = True
                 self._release()
             return
-        with self._changed:
-            while self._writing or self._flushes.running:
-                self._changed.wait()
-            if self._closed:
-                return
+        with self._lock:
             self._closed = True
+        self._wait(*self._writing, self._flushes.running)
         self._release()
+
+    def _wait(self, *gates: threading.Lock | None) -> None:
+        for gate in gates:
+            if gate is not None and not sys.is_finalizing():  # then its thread never goes on
+                with gate:
+                    pass
 
     def __enter__(self) -> Appender:
         return self
@@ -428,7 +450,7 @@ class Appender(ABC):
 
     @abstractmethod
     def _release(self) -> None:
-        """Close the handle."""
+        """Close the handle, if it is open."""
 
     def _check_process(self) -> None:
         if self._pid != os.getpid():

@@ -12,14 +12,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from diced.engine.aside import Flushes
 from diced.engine.base import (
     Appender,
     Buffer,
@@ -51,7 +49,7 @@ from diced.engine.posix import (
     sync_file,
     write_new,
 )
-from diced.engine.staged import StagedFile
+from diced.engine.staged import StagedFile, Syncs
 from diced.errors import DicedException, EngineError, LocationError, NoSpaceError, ReadOnlyError
 
 T = TypeVar("T")
@@ -61,7 +59,6 @@ T = TypeVar("T")
 _KEEPS_NAMELESS = {"ext3", "ext4", "xfs", "tmpfs"}
 _GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _MAX_OFFSET = (1 << 63) - 1
-_MAX_SYNCS = 1024
 _TRUST = 1 << 20  # a longer range is checked against the file before memory is set aside for it
 
 
@@ -138,7 +135,7 @@ class LocalEngine(Engine):
         self._spares: Spares | None = None
         if self._nameless is not None and system is os:
             self._spares = Spares(root, self._nameless)
-        self._syncs: dict[str, Flushes] = {}  # of directories
+        self._syncs = Syncs()
         self._made: set[str] = set()  # directories this engine knows to exist, durably
         self._turns = Turns()
         self._locks = SlotLocks(f"{root}/.turn")
@@ -164,6 +161,14 @@ class LocalEngine(Engine):
         self._check_open()
         self._check_write(prefix)
         return StagedFile(self, prefix, data, txid)
+
+    def settle(self, key: str) -> None:
+        self._check_write(key)
+        try:
+            # The directory is there, but its own name may not be durable.
+            self._within(folder(key), lambda: self._sync_directory(folder(key)))
+        except OSError as error:
+            raise self._write_error(error, key) from error
 
     def put_unique(self, prefix: str, chunks: Iterable[Buffer], suffix: str = "") -> str:
         self._check_open()
@@ -454,19 +459,15 @@ class LocalEngine(Engine):
             self._sync_directory(parent)
         self._made.add(directory)
 
-    def _sync_directory(self, directory: str) -> None:
-        """Make the names in a directory durable; threads that want this at once share a sync."""
+    def _sync_directory(self, directory: str, failures: int | None = None) -> None:
+        """Make the names in a directory durable; `failures` as in `Flushes.join`."""
         if self.durability != "power":
             return
-        found = self._syncs.get(directory)
-        if found is None:
-            if len(self._syncs) >= _MAX_SYNCS:
-                self._syncs.clear()  # who is in one stays there; it is only not shared any more
-            found = self._syncs.setdefault(directory, Flushes(threading.Condition()))
-        found.join(lambda: sync_directory(self._os, self._path(directory)))
+        shared = self._syncs.of(directory)
+        shared.join(lambda: sync_directory(self._os, self._path(directory)), failures=failures)
 
     def _after_fork(self) -> None:
-        self._syncs = {}
+        self._syncs = Syncs()
         if self._spares is not None:
             self._spares.forked()
         self._handles.clear(forked=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
+from diced.engine.aside import Flushes
 from diced.engine.base import Buffer, Staged, flat_view, fresh_name
 from diced.engine.posix import CREATE, WRITE, folder, open_file, sync_file, write_all
 from diced.errors import LocationError
@@ -20,6 +22,22 @@ _NO_NAMELESS = {
     errno.ENOENT, errno.EXDEV,
 }  # fmt: skip
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
+_MAX_SYNCS = 1024
+
+
+class Syncs:
+    """Syncs of directories, which threads that want one at once share."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Flushes] = {}
+
+    def of(self, directory: str) -> Flushes:
+        found = self._found.get(directory)
+        if found is None:
+            if len(self._found) >= _MAX_SYNCS:
+                self._found.clear()  # who is in one stays there; it is only not shared any more
+            found = self._found.setdefault(directory, Flushes(threading.Lock()))
+        return found
 
 
 class StagedFile(Staged):
@@ -33,6 +51,7 @@ class StagedFile(Staged):
         self._fd = -1
         self._temp = ""  # its path, if it has one before its key
         self._key: str | None = None
+        self._failures: int | None = None  # of syncs of its directory before it was named
 
     def write(self) -> None:
         engine = self._engine
@@ -76,6 +95,8 @@ class StagedFile(Staged):
         engine = self._engine
         engine._check_open()
         engine._check_write(key)
+        if engine.durability == "power":
+            self._failures = engine._syncs.of(folder(key)).failures
         try:
             try:
                 created = self._link(key)
@@ -134,7 +155,7 @@ class StagedFile(Staged):
         if self._key is None:
             return
         try:
-            self._engine._sync_directory(folder(self._key))
+            self._engine._sync_directory(folder(self._key), self._failures)
         except OSError as error:
             raise self._engine._write_error(error, self._key) from error
 
