@@ -16,6 +16,7 @@ from diced import (
     InvalidError,
     NotFoundError,
     fsck,
+    pending,
     versioned,
 )
 from diced.errors import EngineError
@@ -119,7 +120,11 @@ def test_a_batch_stays_at_its_version(repo):
     assert array[0:4].tolist() == [1, 0, 3, 0]
 
 
-def test_an_assignment_that_broke_inside_a_batch_spoils_it(repo, monkeypatch):
+@pytest.mark.parametrize("late", [False, True])
+def test_an_assignment_that_broke_inside_a_batch_spoils_it(repo, monkeypatch, late):
+    if not late:  # blocks are encoded at once, not with others
+        monkeypatch.setattr(pending, "GROUP_BLOCKS", 1)
+        monkeypatch.setattr(pending, "GROUP_BYTES", 1)
     array = repo.create_array("a", np.uint8, 1, block_shape=(4,))
     real = type(array._blocks().home.writer).append
     calls = []
@@ -134,6 +139,7 @@ def test_an_assignment_that_broke_inside_a_batch_spoils_it(repo, monkeypatch):
     with pytest.raises(InvalidError, match="half-way"), array.batch():
         with pytest.raises(MemoryError):
             array[0:4] = [1, 2, 3, 4]
+            array[0]  # what is late is encoded before it is read
         array[8:12] = [1, 2, 3, 4]
     assert array.bounds is None
 
@@ -383,3 +389,27 @@ def test_many_segments_are_read_with_few_open_files(tmp_path):
             array[5] = values[5]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_blocks_of_a_batch_that_are_encoded_late():
+    array = DicedStore("memory://").create_repo("r").create_array(
+        "a", np.uint8, 2, block_shape=(8, 8)
+    )
+    model = np.zeros((64, 64), np.uint8)
+    rng = np.random.default_rng(0)
+    source = np.zeros((8, 8), np.uint8)
+    with array.batch():
+        for number in range(300):
+            y, x = (8 * rng.integers(0, 8, 2)).tolist()
+            source[:] = rng.integers(0, 255, (8, 8))  # the caller's array is used again
+            array[y : y + 8, x : x + 8] = source
+            model[y : y + 8, x : x + 8] = source
+            if number % 7 == 3:
+                array[y + 1 : y + 20, x : x + 3] = number % 251
+                model[y + 1 : y + 20, x : x + 3] = number % 251
+            if number % 50 == 20:
+                assert np.array_equal(array[0:64, 0:64], model)
+            if number % 60 == 40:
+                array[0:64, 0:64] = model[::-1].astype(np.int64)
+                model = model[::-1].copy()
+    assert np.array_equal(array[0:64, 0:64], model)

@@ -105,9 +105,13 @@ class Pending:
         self._whole: dict[bytes, Entry] = {}
         self._parts: dict[bytes, list[Patch]] = {}
         self._merged: dict[bytes, Entry] = {}
+        # Whole blocks of a batch's small assignments, copied until there are many to encode.
+        self._late: dict[bytes, tuple[int, Entry | None]] = {}  # key: place in the stack, known
+        self._room = max(GROUP_BLOCKS, 2 * GROUP_BYTES // blocks.spec.block_nbytes) if keep else 0
+        self._stack: tuple[np.ndarray, np.ndarray] | None = None
 
     def assign(self, state: State, todo: Assignment) -> None:
-        """Add an assignment. Whole blocks are encoded now, compared with `state`'s."""
+        """Add an assignment. Whole blocks are encoded, compared with `state`'s."""
         spec = self.blocks.spec
         self.box = grid.union(self.box, (todo.lo, todo.hi))
         broken, self.broken = self.broken, True
@@ -124,18 +128,47 @@ class Pending:
                 patch = todo.patch(cut, i)
                 if patch is None:
                     continue
+                if key in self._late:
+                    self._encode_late()
                 if key in self._whole:
                     merges.append(_Merge(key, self._whole[key], [patch], known[i]))
                 else:
                     if self.keep:
                         patch.keep()
                     self._parts.setdefault(key, []).append(patch)
-            self._encoder.boxes(todo.source, cut, whole, known, self._whole)
+            if len(whole) < self._room:
+                self._keep_late(todo.source, cut, whole, known)
+            else:
+                self._encode_late()
+                self._encoder.boxes(todo.source, cut, whole, known, self._whole)
             self._encoder.merges(merges, self._whole)
         self.broken = broken
 
+    def _keep_late(
+        self, source: np.ndarray, cut: grid.Cut, rows: list[int], known: list[Entry | None]
+    ) -> None:
+        """Copy whole blocks, to be encoded with others, side by side on the pool."""
+        if self._stack is None and rows:
+            self._stack = self.blocks.stack(self._room)
+        for i in rows:
+            key = cut.keys[i]
+            if key not in self._late and len(self._late) == self._room:
+                self._encode_late()
+            place, _ = self._late.setdefault(key, (len(self._late), known[i]))
+            assert self._stack is not None
+            self._encoder.copy(source, cut.table[i], self._stack[0], place)
+
+    def _encode_late(self) -> None:
+        if self._late:
+            assert self._stack is not None
+            broken, self.broken = self.broken, True
+            late, self._late = self._late, {}
+            self._encoder.stacked(late, *self._stack, self._whole)
+            self.broken = broken
+
     def prepare(self, state: State, touched: dict[int, set[bytes]] | None) -> Change | None:
         """Merge the pieces with `state` and return the change (a `versioned.Prepare`)."""
+        self._encode_late()
         todo = list(self._parts) if touched is None else list(touched.get(SPACE, ()))
         todo = sorted(key for key in todo if key in self._parts)
         lane = self.blocks.lane
@@ -160,6 +193,7 @@ class Pending:
 
     def overlay(self, lo: Sequence[int], hi: Sequence[int], out: np.ndarray) -> None:
         """Write what is pending inside a box over `out`, so that a batch reads its own writes."""
+        self._encode_late()
         spec = self.blocks.spec
         cut = grid.Cut(lo, hi, spec.block_shape)
         for i, key in enumerate(cut.keys):
@@ -237,16 +271,34 @@ class _Encoder:
                 return
             stack, table = self._blocks.stack(len(group))
             for number, i in enumerate(group):
-                window = tuple(
-                    slice(a, a + n) for _, n, a in zip(*cut.table[i].tolist(), strict=True)
-                )
-                _blocks.copy(
-                    cast(source[window], self._spec.dtype, self._what), self._at(stack, number)
-                )
+                self.copy(source, cut.table[i], stack, number)
             keys = [cut.keys[i] for i in group]
             into.update(self._encode(stack, keys, table, range(len(group)), stored))
 
         self._share(one, rows, self._group)
+
+    def copy(self, source: np.ndarray, row: np.ndarray, stack: np.ndarray, number: int) -> None:
+        """Copy the whole block of a table's row out of a box into a stack."""
+        window = tuple(slice(a, a + n) for _, n, a in zip(*row.tolist(), strict=True))
+        part = cast(source[window], self._spec.dtype, self._what)
+        _blocks.copy(part, self._at(stack, number))
+
+    def stacked(
+        self,
+        late: dict[bytes, tuple[int, Entry | None]],
+        stack: np.ndarray,
+        table: np.ndarray,
+        into: dict[bytes, Entry],
+    ) -> None:
+        """Encode whole blocks that lie in a stack; `late` tells where each is and what is known."""
+        names = list(late)  # in order of place
+
+        def one(group: list[int]) -> None:
+            stored = [late[names[place]][1] for place in group]
+            into.update(self._encode(stack, names, table[: len(names)], group, stored))
+
+        places = sorted(range(len(names)), key=names.__getitem__)
+        self._share(one, places, max(1, -(-len(names) // (2 * self._blocks.threads))))
 
     def merges(self, merges: list[_Merge], into: dict[bytes, Entry]) -> None:
         """Encode blocks of which parts are new."""
