@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+# Before any test module imports it.
+pytest.register_assert_rewrite("engine_contract")
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

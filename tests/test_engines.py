@@ -11,16 +11,13 @@ import time
 import uuid
 
 import pytest
+from engine_contract import EngineContract, fork, run_forked, run_together
+from flaky import FlakyOs
 
-pytest.register_assert_rewrite("engine_contract")
-
-from engine_contract import EngineContract, fork, run_forked, run_together  # noqa: E402
-from flaky import FlakyOs  # noqa: E402
-
-from diced.engine import open_engine  # noqa: E402
-from diced.engine.local import LocalEngine, open_local  # noqa: E402
-from diced.engine.memory import forget  # noqa: E402
-from diced.errors import (  # noqa: E402
+from diced.engine import open_engine
+from diced.engine.local import LocalEngine, open_local
+from diced.engine.memory import forget
+from diced.errors import (
     AccessError,
     DicedException,
     EngineError,
