@@ -24,6 +24,8 @@ from diced.state import Change, State
 # Voxels encoded by one task: as many blocks as this holds, and at least so many.
 GROUP_BYTES = 2 * 1024 * 1024
 GROUP_BLOCKS = 4
+# Larger blocks are encoded at once: a label block is encoded as fast as it would be copied.
+LATE_BYTES = 512 * 1024
 # The part of a frame that is compared first: it holds the checksums of all of it.
 HEAD_BYTES = 128
 
@@ -107,7 +109,8 @@ class Pending:
         self._merged: dict[bytes, Entry] = {}
         # Whole blocks of a batch's small assignments, copied until there are many to encode.
         self._late: dict[bytes, tuple[int, Entry | None]] = {}  # key: place in the stack, known
-        self._room = max(GROUP_BLOCKS, 2 * GROUP_BYTES // blocks.spec.block_nbytes) if keep else 0
+        late = keep and blocks.spec.block_nbytes <= LATE_BYTES
+        self._room = max(GROUP_BLOCKS, 2 * GROUP_BYTES // blocks.spec.block_nbytes) if late else 0
         self._stack: tuple[np.ndarray, np.ndarray] | None = None
 
     def assign(self, state: State, todo: Assignment) -> None:
