@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc
 
 from diced._codec cimport decode_window
-from diced._compress cimport _Context, lz4_in_use, zstd_in_use
+from diced._compress cimport lz4_in_use, zstd_in_use
 from diced._frame cimport (
     CHECK, HEAD, LABEL, LABEL_LZ4, LABEL_ZSTD, LZ4, RAW, UNIT, ZSTD, Geometry, describe,
 )

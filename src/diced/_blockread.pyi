@@ -4,7 +4,6 @@ from diced._blockdecode import Reader
 
 class Batch:
     segments: list[tuple[int, int, int]]
-    decoded: int
     def __init__(
         self,
         reader: Reader,

@@ -6,7 +6,7 @@ Whatever is not as it should be, or needs code that only Python has, is left: th
 and `diced.blocks` reads it in the general way, which either works or names what is wrong.
 
 The one kernel that calls the system: a `pread` between two blocks keeps the bytes in the cache
-that the decoder reads, and costs a 30th of a call from Python.
+that the decoder reads, and needs no Python.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -96,8 +96,6 @@ cdef class Batch:
     ----------
     segments : list of (int, int, int)
         (segment, first job, one past the last) in order of place.
-    decoded : int
-        Bytes that will be written to `out` from frames.
     failed : list of int
         After `run`: rows that are left to the general path.
     """
@@ -112,7 +110,6 @@ cdef class Batch:
     cdef int64_t* left
     cdef int64_t count, next, last, lefts
     cdef readonly list segments
-    cdef readonly Py_ssize_t decoded
 
     def __cinit__(
         self, Reader reader not None, list entries not None, list keys not None,
@@ -187,10 +184,6 @@ cdef class Batch:
             ):
                 row += 1
             self.segments.append((self.jobs[part].segment, part, row))
-        part = geometry.item
-        for axis in range(geometry.axes):
-            part *= self.out.buffer.shape[axis]
-        self.decoded = part
 
     def __dealloc__(self):
         free(self.jobs)

@@ -9,15 +9,14 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from diced._compress cimport _Context, _Lz4, _Zstd, lz4_in_use, zstd_in_use
+from diced._compress cimport lz4_in_use, zstd_in_use
 from diced._crc32c cimport checksum
 from diced._encoder cimport (
     encode_block, most_bytes, start_workspace, stop_workspace, write_block,
 )
 from diced._frame cimport (
     BLOCK_KIND, CHECK, HEAD, LABEL, LABEL_LZ4, LABEL_ZSTD, LZ4, MAX_UNITS, MOST_HALVINGS, RAW, UNIT,
-    ZSTD, Geometry, describe, gather_units, get16, get32, halvings, is_block_head, put16, put32,
-    unit_place,
+    ZSTD, Geometry, describe, gather_units, halvings, put16, put32, unit_place,
 )
 from diced._packed cimport Packer, packed_most, write_packed
 from diced._strides cimport MAX_AXES, Plan, View, arrange, copy_plan

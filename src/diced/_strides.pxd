@@ -56,6 +56,17 @@ cdef inline void copy_line(
         memcpy(dst + i * b, src + i * a, item)
 
 
+cdef inline void copy_ends(
+    const char* src, char* dst, Py_ssize_t size, Py_ssize_t a, Py_ssize_t b, Py_ssize_t item,
+    size_t half
+) noexcept nogil:
+    """Items of more than `half` and less than twice as many bytes, by two moves that overlap."""
+    cdef Py_ssize_t i
+    for i in range(size):
+        memcpy(dst + i * b, src + i * a, half)
+        memcpy(dst + i * b + item - half, src + i * a + item - half, half)
+
+
 cdef inline void copy_lines(
     const char* src, char* dst, Py_ssize_t size, Py_ssize_t a, Py_ssize_t b, Py_ssize_t item
 ) noexcept nogil:
@@ -74,23 +85,14 @@ cdef inline void copy_lines(
         copy_line(src, dst, size, a, b, 32)
     elif item == 64:
         copy_line(src, dst, size, a, b, 64)
-    elif 16 < item < 32:
-        # Two moves that overlap: 4,096 rows of 20 bytes take a third of the time of calls.
-        for i in range(size):
-            memcpy(dst + i * b, src + i * a, 16)
-            memcpy(dst + i * b + item - 16, src + i * a + item - 16, 16)
-    elif 32 < item < 64:
-        for i in range(size):
-            memcpy(dst + i * b, src + i * a, 32)
-            memcpy(dst + i * b + item - 32, src + i * a + item - 32, 32)
-    elif 8 < item < 16:
-        for i in range(size):
-            memcpy(dst + i * b, src + i * a, 8)
-            memcpy(dst + i * b + item - 8, src + i * a + item - 8, 8)
     elif 4 < item < 8:
-        for i in range(size):
-            memcpy(dst + i * b, src + i * a, 4)
-            memcpy(dst + i * b + item - 4, src + i * a + item - 4, 4)
+        copy_ends(src, dst, size, a, b, item, 4)
+    elif 8 < item < 16:
+        copy_ends(src, dst, size, a, b, item, 8)
+    elif 16 < item < 32:
+        copy_ends(src, dst, size, a, b, item, 16)
+    elif 32 < item < 64:
+        copy_ends(src, dst, size, a, b, item, 32)
     else:
         for i in range(size):
             memmove(dst + i * b, src + i * a, item)

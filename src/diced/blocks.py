@@ -239,7 +239,7 @@ class Blocks:
         """Fill windows of `out` with parts of blocks; `table` as of `grid.Cut`."""
         batch = _blockread.Batch(self._reader, entries, keys, table, out, CONSTANT, stream)
         threads = 1
-        if len(keys) > PARALLEL_BLOCKS or batch.decoded > PARALLEL_BYTES:
+        if len(keys) > PARALLEL_BLOCKS or out.nbytes > PARALLEL_BYTES:
             threads = min(self.threads, len(keys))
         try:
             if self.home.engine.descriptors:
