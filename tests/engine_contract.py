@@ -17,7 +17,6 @@ import pytest
 from diced.engine import Engine, open_engine
 from diced.errors import (
     CorruptError,
-    DicedException,
     EngineError,
     InvalidError,
     LocationError,
@@ -134,9 +133,8 @@ class EngineContract:
             ):
                 with pytest.raises(ReadOnlyError):
                     call()
-            if engine.appends:
-                with pytest.raises(ReadOnlyError):
-                    engine.appender("b")
+            with pytest.raises(ReadOnlyError):
+                engine.appender("b")
             with engine.turn("a"):
                 pass
             assert list(engine.list("")) == ["a"]
@@ -428,15 +426,43 @@ class EngineContract:
     # ---- appenders
 
     @pytest.fixture
-    def appending(self, engine):
-        if not engine.appends:
-            with pytest.raises(DicedException):
-                engine.appender("a")
-            pytest.skip("this engine has no growing objects")
+    def growing(self, engine):
+        if not engine.grows:
+            with engine.appender("s") as log:
+                log.append([b"all"])
+                log.sync()
+                with pytest.raises(EngineError, match="no more"):
+                    log.append([b"too late"])
+                assert engine.get(log.key) == b"all"
+            pytest.skip("objects of this engine are whole from their birth")
         return engine
 
-    def test_append(self, appending):
-        with appending.appender("segs/s", ".seg") as log:
+    def test_append_and_sync(self, engine):
+        with engine.appender("segs/s", ".seg") as log:
+            assert log.key.startswith("segs/s/") and log.key.endswith(".seg")
+            assert [log.append([b"abc", b"d"]), log.append([]), log.append([b"e"])] == [0, 4, 4]
+            log.sync()
+            log.sync()
+            assert engine.get(log.key) == b"abcde"
+            assert not log.failed
+        with engine.appender("other") as log:
+            log.append([b"begun"])
+            log.finish()
+            assert engine.get(log.key) == b"begun"
+            with pytest.raises(EngineError):
+                log.append([b"more"])
+
+    def test_threads_append_to_one_object(self, engine):
+        with engine.appender("s") as log:
+            places = run_together(8, lambda who: log.append([bytes([who]) * (who + 1)]))
+            run_together(8, lambda _who: log.sync())
+            whole = engine.get(log.key)
+        assert len(whole) == 36
+        for who, at in enumerate(places):
+            assert whole[at : at + who + 1] == bytes([who]) * (who + 1)
+
+    def test_append(self, growing):
+        with growing.appender("segs/s", ".seg") as log:
             assert log.key.startswith("segs/s/") and log.key.endswith(".seg")
             assert log.size == 0
             assert log.append([b"abc"]) == 0
@@ -446,35 +472,44 @@ class EngineContract:
             assert log.size == 9
             log.sync()
             log.sync()
-            assert appending.get(log.key) == b"abcdef\0\1\2"
+            assert growing.get(log.key) == b"abcdef\0\1\2"
             assert log.append([b"more"]) == 9
             log.sync()
-            assert appending.get(log.key, 9, 4) == b"more"
+            assert growing.get(log.key, 9, 4) == b"more"
             assert not log.failed
-        assert list(appending.list("segs")) == [log.key]
-        assert appending.size(log.key) == 13
+        assert list(growing.list("segs")) == [log.key]
+        assert growing.size(log.key) == 13
 
-    def test_reader_sees_growth(self, appending):
-        with appending.appender("s") as log:
+    def test_peek(self, engine):
+        engine.put_if_absent("a", bytes(range(10)), b"t")
+        engine.put_if_absent("none", b"", b"t")
+        assert engine.peek("a", 4) == bytes(range(4))
+        assert engine.peek("a", 10) == engine.peek("a", 1 << 20) == bytes(range(10))
+        assert engine.peek("none", 5) == b""
+        with pytest.raises(NotFoundError, match="b"):
+            engine.peek("b", 5)
+
+    def test_reader_sees_growth(self, growing):
+        with growing.appender("s") as log:
             for number in range(10):
                 offset = log.append([bytes([number]) * 7])
                 log.sync()
                 out = bytearray(7)
-                appending.read_into(log.key, offset, out)
+                growing.read_into(log.key, offset, out)
                 assert out == bytes([number]) * 7
                 with pytest.raises(CorruptError):
-                    appending.get(log.key, offset, 8)
+                    growing.get(log.key, offset, 8)
 
-    def test_appends_of_many_pieces(self, appending):
+    def test_appends_of_many_pieces(self, growing):
         pieces = [bytes([i % 251]) * (i % 5) for i in range(5000)]
-        with appending.appender("s") as log:
+        with growing.appender("s") as log:
             log.append([b"x"])
             assert log.append(pieces) == 1
             log.sync()
-            assert appending.get(log.key) == b"x" + b"".join(pieces)
+            assert growing.get(log.key) == b"x" + b"".join(pieces)
 
-    def test_appends_from_threads(self, appending):
-        with appending.appender("s") as log:
+    def test_appends_from_threads(self, growing):
+        with growing.appender("s") as log:
 
             def work(who):
                 chance = random.Random(who)
@@ -485,13 +520,13 @@ class EngineContract:
                     offset = log.append([data[:cut], data[cut:]])
                     if number % 4 == 0:
                         log.sync()
-                        assert appending.get(log.key, offset, len(data)) == data
+                        assert growing.get(log.key, offset, len(data)) == data
                     mine.append((offset, data))
                 return mine
 
             placed = sorted(one for each in run_together(8, work) for one in each)
             log.sync()
-            whole = appending.get(log.key)
+            whole = growing.get(log.key)
         end = 0
         for offset, data in placed:
             assert offset == end
@@ -499,8 +534,8 @@ class EngineContract:
             end = offset + len(data)
         assert end == len(whole) == log.size
 
-    def test_closed_appender(self, appending):
-        log = appending.appender("s")
+    def test_closed_appender(self, growing):
+        log = growing.appender("s")
         log.append([b"x"])
         log.close()
         log.close()
@@ -508,16 +543,16 @@ class EngineContract:
             log.append([b"y"])
         with pytest.raises(EngineError, match=log.key):
             log.sync()
-        assert appending.get(log.key) == b"x"
+        assert growing.get(log.key) == b"x"
 
-    def test_append_of_strided_data(self, appending):
-        with appending.appender("s") as log:
+    def test_append_of_strided_data(self, growing):
+        with growing.appender("s") as log:
             with pytest.raises(InvalidError):
                 log.append([np.zeros((4, 4))[:, 1]])
             assert log.append([b"fine"]) == 0
 
-    def test_child_may_not_append(self, appending):
-        with appending.appender("s") as log:
+    def test_child_may_not_append(self, growing):
+        with growing.appender("s") as log:
             log.append([b"parent"])
 
             def child():
@@ -525,34 +560,34 @@ class EngineContract:
                     with pytest.raises(EngineError, match="process"):
                         call()
                 log.close()
-                own = appending.appender("s")
+                own = growing.appender("s")
                 own.append([b"own"])
                 own.sync()
-                assert appending.get(own.key) == b"own"
-                assert appending.get(log.key, 0, 6) == b"parent"
+                assert growing.get(own.key) == b"own"
+                assert growing.get(log.key, 0, 6) == b"parent"
 
             assert run_forked(child) == 0
             assert log.append([b" goes on"]) == 6
             log.sync()
-            assert appending.get(log.key) == b"parent goes on"
+            assert growing.get(log.key) == b"parent goes on"
 
-    def test_engine_survives_fork_while_busy(self, appending):
+    def test_engine_survives_fork_while_busy(self, growing):
         stop = threading.Event()
-        log = appending.appender("s")
+        log = growing.appender("s")
         log.append([b"0123456789"])
 
         def churn():
             while not stop.is_set():
-                appending.get(log.key, 2, 3)
+                growing.get(log.key, 2, 3)
                 log.append([b"more"])
                 log.sync()
-                with appending.turn("a"):
+                with growing.turn("a"):
                     pass
 
         def child():
-            assert appending.get(log.key, 2, 3) == b"234"
-            with appending.turn("a"):
-                appending.put_unique("c", [b"child"])
+            assert growing.get(log.key, 2, 3) == b"234"
+            with growing.turn("a"):
+                growing.put_unique("c", [b"child"])
 
         threads = [threading.Thread(target=churn) for _ in range(3)]
         for thread in threads:

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from diced import CorruptError, DicedStore, EngineError, UnsupportedError, registry, segment
 from diced._crc32c import crc32c
+from diced.engine.appender import Appender
 from diced.engine.aside import Aside, Flushes
-from diced.engine.base import Appender
 from diced.engine.local import LocalEngine
 from diced.engine.memory import open_memory
 from diced.log import DATA, MAX_ROWS, RECORD, SECTION, Record

@@ -8,6 +8,8 @@ metadata, ``r/<repo id>`` for a repo. Ids are random lower-case hex.
     diced.json                                       format, store uuid, required features
     <home>/lanes/<lane>/<node>/e000000/0000000001    commit record
     <home>/lanes/<lane>/<node>/e000000.snap/<n>      snapshot: roots after record n (derived)
+    <home>/lanes/<lane>/<node>/pend/<txid>           proposal that waits to be gathered
+    <home>/lanes/<lane>/<node>/join/<session>/<txid> part of a write session, until its commit
     <home>/locks/<node>                              roots of every lane at a locked node
     <home>/pages/3f/3f9c...e1.pg                     packed index pages
     <home>/segs/a0/a04d...77.seg                     frames
@@ -61,6 +63,26 @@ def snapshots(lane_prefix: str) -> str:
 def snapshot(lane_prefix: str, number: int) -> str:
     """Return the key of the snapshot taken after record `number`."""
     return f"{snapshots(lane_prefix)}/{number:010d}"
+
+
+def proposals(lane_prefix: str) -> str:
+    """Return the prefix of what waits to be gathered into a lane's log."""
+    return f"{lane_prefix}/pend"
+
+
+def proposal(lane_prefix: str, txid: str) -> str:
+    """Return the key of one proposal."""
+    return f"{proposals(lane_prefix)}/{txid}"
+
+
+def parts(lane_prefix: str, session_id: str) -> str:
+    """Return the prefix of what workers of a write session have written."""
+    return f"{lane_prefix}/join/{session_id}"
+
+
+def part(lane_prefix: str, session_id: str, txid: str) -> str:
+    """Return the key of one part of a write session."""
+    return f"{parts(lane_prefix, session_id)}/{txid}"
 
 
 def lock(home: str, node_id: str) -> str:

@@ -28,6 +28,7 @@ GROUPS = ("engine", "codec", "kind")
 _targets: dict[str, dict[str, object]] = {
     "engine": {
         "file": "diced.engine.local:open_local",
+        "gs": "diced.engine.gcs:open_gcs",
         "memory": "diced.engine.memory:open_memory",
     },
     "codec": {},

@@ -13,7 +13,8 @@ from typing import Any
 
 from diced import keys
 from diced._crc32c import crc32c
-from diced.engine.base import Appender, Engine
+from diced.engine.appender import Appender
+from diced.engine.base import Engine
 from diced.errors import CorruptError, EngineError, InvalidError
 
 # magic, kind, codec, flags, space, lane, raw length, stored length, key length, units, payload crc

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from diced import registry
-from diced.engine.base import Appender, Engine
+from diced.engine.appender import Appender
+from diced.engine.base import Engine
 from diced.errors import LocationError, NotFoundError, near_matches
 
 __all__ = ["Appender", "Engine", "open_engine"]

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from diced.engine.appender import Appender
 from diced.engine.base import (
-    Appender,
     Buffer,
     Engine,
     Staged,
@@ -109,8 +109,6 @@ class LocalEngine(Engine):
     system : module
         Where the calls of `os` are found; tests pass one that fails on demand.
     """
-
-    appends = True
 
     def __init__(
         self,

@@ -15,8 +15,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from diced.engine.appender import Appender
 from diced.engine.base import (
-    Appender,
     Buffer,
     Engine,
     Turns,
@@ -84,8 +84,6 @@ def forget(name: str) -> None:
 
 class MemoryEngine(Engine):
     """The engine contract over a dict; nothing in it outlives the process."""
-
-    appends = True
 
     def __init__(self, name: str, shelf: _Shelf, *, durability: str, readonly: bool) -> None:
         self._name = name

@@ -20,8 +20,9 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable
 from typing import Any
 
+from diced.engine.appender import Appender
 from diced.engine.aside import Aside
-from diced.engine.base import Appender, Buffer, Durability, Turns, flat_view, translate
+from diced.engine.base import Buffer, Durability, Turns, flat_view, translate
 
 CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
 WRITE = os.O_WRONLY | os.O_CLOEXEC
