@@ -514,7 +514,7 @@ def test_fsck_tells_damage_from_what_could_not_be_read(
     read = Home.read_frame
 
     def refuse(kind: type[Exception]) -> None:
-        def raising(self: Home, pointer: Any) -> Any:
+        def raising(self: Home, lane_id: str, pointer: Any) -> Any:
             raise kind("not today")
 
         monkeypatch.setattr(Home, "read_frame", raising)

@@ -570,8 +570,8 @@ def test_a_retired_segment_is_synced_with_the_append_that_was_running(tmp_path, 
     behind = []
 
     def held():
-        number, _ = writer.append([b"x" * 100])
-        writer.sync([number])
+        appender, _ = writer.append([b"x" * 100])
+        segment.sync_all([appender])
         behind.append(system.written[fd] - system.durable[fd])
 
     thread = threading.Thread(target=held, name="held")

@@ -761,7 +761,7 @@ def abandoned(repo: Any, base: int) -> None:
     """Leave the COMMIT frame of a writer that died before its record was published."""
     lane = repo._lane(repo._history.view().by_name["gray"])
     state = versioned.State(base, {}, lane.refresh().overlay, None, False)
-    lane._stage(state, versioned.Change({0: {}}), "never was", "nobody")
+    lane._committer._stage(state, versioned.Change({0: {}}), "never was", "nobody")
 
 
 def test_nothing_is_adopted_where_two_commits_fit_or_none(store: DicedStore) -> None:

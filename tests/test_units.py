@@ -62,10 +62,10 @@ def stored(request):
 
         (key,) = grid.block_keys(np.full((1, len(shape)), -1))
         frame = frame_with_units(lane, key, block, parts, codec, spoil)
-        segment, offset = lane.home.writer.append([frame])
-        pointer = (segment, offset, len(frame))
+        frames = lane.home.frames()
+        pointer = (*frames.append([frame]), len(frame))
         box = tuple(-n for n in shape), (0,) * len(shape)
-        change = Change({0: {key: pointer}}, {}, box, {segment})
+        change = Change({0: {key: pointer}}, {}, box, frames)
         lane.commit(lambda _state, _touched: change, op="units", user="test")
 
     return array, block, put

@@ -39,6 +39,9 @@ CONSTANT = b"\x01"  # tag of an inline entry: a block of one value
 # and a request is not larger than a cache level.
 JOIN_GAP = 64 * 1024
 READ_BYTES = 1024 * 1024
+# The same where a request takes tens of milliseconds, in which a connection carries megabytes.
+REMOTE_GAP = 512 * 1024
+REMOTE_BYTES = 8 * 1024 * 1024
 # A thread keeps a buffer of at most this size.
 KEPT_BYTES = 4 * 1024 * 1024
 # A batch of fewer blocks, or into a smaller result, stays on the caller's own thread.
@@ -83,6 +86,9 @@ class Blocks:
         self.lane = lane
         self.spec = spec
         self.threads = threads
+        remote = home.engine.remote
+        self.fetchers = pool.LIMIT if remote else threads  # threads that mostly wait
+        self._join = (REMOTE_GAP, REMOTE_BYTES) if remote else (JOIN_GAP, READ_BYTES)
         self.units = codecs.units(spec.codec, spec.block_nbytes, spec.block_shape)
         self._reader = _blockdecode.Reader(
             lane.lane_bytes,
@@ -245,7 +251,7 @@ class Blocks:
             if self.home.engine.descriptors:
                 self._run_files(batch, threads)
             else:
-                self._run_fetched(batch, threads)
+                self._run_fetched(batch)
             failed: Sequence[int] = batch.failed
         except CorruptError:
             failed = range(len(keys))  # one of them
@@ -281,22 +287,24 @@ class Blocks:
                 for handle in held:
                     self.home.engine.give_back(handle)
 
-    def _run_fetched(self, batch: _blockread.Batch, threads: int) -> None:
+    def _run_fetched(self, batch: _blockread.Batch) -> None:
         """Fetch ranges of objects, and decode from memory."""
         groups = []
         fetched = 0
         for segment, first, last in batch.segments:
-            groups += [(segment, *each) for each in _join(batch.spans(first, last), first)]
+            groups += [
+                (segment, *each) for each in _join(batch.spans(first, last), first, *self._join)
+            ]
             fetched = last
         batch.start(fetched, -1)
         batch.run()
-        pool.for_each(partial(self._fetch, batch), groups, threads)
+        pool.for_each(partial(self._fetch, batch), groups, self.fetchers)
 
     def _fetch(self, batch: _blockread.Batch, group: tuple[int, int, int, int, int]) -> None:
         segment, first, last, begin, end = group
         buffer = borrow_buffer(end - begin)
         try:
-            self.home.read_into(segment, begin, buffer)
+            self.home.read_into(self.lane.id, segment, begin, buffer)
         except CorruptError:
             buffer = buffer[:0]  # each block is then tried, and named, alone
         batch.run_memory(first, last, buffer, begin)
@@ -309,7 +317,7 @@ class Blocks:
             _voxels.fill(out, self.spec.fill if entry is None else self._element(entry))
             return
         try:
-            frame = self._check(self.home.read_frame(entry), key, entry[2])
+            frame = self._check(self.home.read_frame(self.lane.id, entry), key, entry[2])
             self._decode(frame, out, start)
         except CorruptError as error:
             raise self._corrupt(key, entry, error) from error
@@ -399,11 +407,13 @@ def _copy_parts(table: np.ndarray, out: np.ndarray, found: list[tuple[int, np.nd
         )
 
 
-def _join(spans: list[tuple[int, int, int]], first: int) -> Iterator[tuple[int, int, int, int]]:
+def _join(
+    spans: list[tuple[int, int, int]], first: int, gap: int, most: int
+) -> Iterator[tuple[int, int, int, int]]:
     """Yield (first job, one past the last, begin, end) of frames that lie near each other."""
     start = begin = end = 0
     for at, (_, offset, length) in enumerate(spans):
-        if at and offset - end <= JOIN_GAP and offset + length - begin <= READ_BYTES:
+        if at and offset - end <= gap and offset + length - begin <= most:
             end = max(end, offset + length)
             continue
         if at:

@@ -13,7 +13,7 @@ from diced._compress import lz4_compress, lz4_decompress
 from diced.errors import CorruptError, InvalidError, NotFoundError, near_matches
 from diced.handle import Handle
 from diced.log import Entry
-from diced.segment import MAX_KEY, VALUE, frame_header
+from diced.segment import MAX_KEY, VALUE, Frames, frame_header
 from diced.state import Change, State
 from diced.versioned import Lane
 
@@ -134,10 +134,10 @@ class KeyValueArray(Handle):
             raise InvalidError(f"put_many takes a mapping; got {type(values).__name__}")
         lane = self._lane()
         delta: dict[bytes, Entry | None] = {}
-        segments: set[int] = set()
+        frames = lane.home.frames()
         for key, value in values.items():
-            delta[self._key(key)] = self._store(lane, self._key(key), value, segments)
-        self._put(lane, delta, segments, operation)
+            delta[self._key(key)] = self._store(lane, self._key(key), value, frames)
+        self._put(lane, delta, frames, operation)
 
     def __delitem__(self, key: str) -> None:
         self._repo._check_writable(self._spec)
@@ -156,16 +156,16 @@ class KeyValueArray(Handle):
         self._repo._check_writable(self._spec)
         if isinstance(names, str):
             raise InvalidError(f"delete_many takes a list of names; got {names!r}")
-        self._put(self._lane(), {self._key(name): None for name in names}, set(), operation)
+        self._put(self._lane(), {self._key(name): None for name in names}, None, operation)
 
     def _put(
-        self, lane: Lane, delta: dict[bytes, Entry | None], segments: set[int], operation: str
+        self, lane: Lane, delta: dict[bytes, Entry | None], frames: Frames | None, operation: str
     ) -> None:
         if delta:
-            change = Change({SPACE: delta}, {}, None, segments)
+            change = Change({SPACE: delta}, {}, None, frames)
             self._commit(lane, lambda _state, _touched: change, operation)
 
-    def _store(self, lane: Lane, name: bytes, value: bytes | str, segments: set[int]) -> Entry:
+    def _store(self, lane: Lane, name: bytes, value: bytes | str, frames: Frames) -> Entry:
         try:
             data = value.encode() if isinstance(value, str) else memoryview(value).tobytes()
         except (TypeError, ValueError):  # no buffer, or not valid text
@@ -178,14 +178,13 @@ class KeyValueArray(Handle):
         if len(payload) >= len(data):
             payload, codec = data, RAW
         header = frame_header(VALUE, codec, 0, SPACE, lane.lane_bytes, name, len(data), payload)
-        segment, offset = lane.home.writer.append([header, payload])
-        segments.add(segment)
+        segment, offset = frames.append([header, payload])
         return segment, offset, len(header) + len(payload)
 
     def _value(self, lane: Lane, name: bytes, entry: Entry) -> bytes:
         if isinstance(entry, bytes):
             return entry
-        frame = lane.home.read_frame(entry)
+        frame = lane.home.read_frame(lane.id, entry)
         where = f"key {name.decode()!r} of {self.name!r}"
         if frame.kind != VALUE or frame.lane != lane.lane_bytes or frame.key != name:
             raise CorruptError(f"{where}: the frame is of another key")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from diced.attrs import Attributes
 from diced.errors import LockedError
 from diced.spec import ArraySpec
-from diced.state import State
-from diced.versioned import Lane, Prepare
+from diced.state import Prepare, State
+from diced.versioned import Lane
 
 if TYPE_CHECKING:
     from diced.repo import DicedRepo

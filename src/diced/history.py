@@ -392,12 +392,12 @@ class History:
                 for number, record in lane.records():
                     if record.type != log.DATA:
                         continue
-                    head = record.head
-                    yield {
-                        "version": node.uuid, "array": spec.name, "number": number,
-                        "user": head["user"], "time": head["time"], "operation": head["op"],
-                        "box": head.get("box"),
-                    }  # fmt: skip
+                    for head in record.commits():
+                        yield {
+                            "version": node.uuid, "array": spec.name, "number": number,
+                            "user": head["user"], "time": head["time"], "operation": head["op"],
+                            "box": head.get("box"),
+                        }  # fmt: skip
 
 
 def _trim(kept: dict[Any, Any]) -> list[Any]:

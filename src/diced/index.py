@@ -14,7 +14,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 
-from diced import _index
+from diced import _index, pool
 from diced.errors import CorruptError, InvalidError
 from diced.page import Entry, PackBuilder, Page, PageCache, Pointer, encode_page, page_name
 
@@ -35,6 +35,7 @@ __all__ = [
     "get_many",
     "pages",
     "scan",
+    "warm",
 ]
 
 # A page is full at 4,096 short keys or at 64 KiB of keys and inline values, whichever is first.
@@ -71,6 +72,26 @@ def get_many(load: Load, root: Root, keys: Sequence[bytes]) -> list[Entry | None
         found += leaf.get_many(wanted, start, end)
         start = end
     return found
+
+
+def warm(load: Load, root: Root, keys: Sequence[bytes]) -> None:
+    """Load the pages that `get_many` of ascending keys will ask for, each level's side by side."""
+    if root is None or not keys:
+        return
+    level = [_top(load, root)]
+    while level[0].level:
+        wanted: list[Pointer] = []
+        for number, page in enumerate(level):
+            last = level[number + 1].key(0) if number + 1 < len(level) else None
+            stop = len(keys) if last is None else bisect_left(keys, last)
+            start = bisect_left(keys, page.key(0)) if number else 0
+            while start < stop:
+                at = max(page.slot(keys[start]), 0)
+                wanted.append(page.entry(at))  # type: ignore[arg-type]
+                if at + 1 == len(page):
+                    break
+                start = bisect_left(keys, page.key(at + 1), start, stop)
+        level = list(pool.map_ordered(load, wanted, pool.LIMIT))
 
 
 def scan(

@@ -9,6 +9,7 @@ metadata, ``r/<repo id>`` for a repo. Ids are random lower-case hex.
     <home>/lanes/<lane>/<node>/e000000/0000000001    commit record
     <home>/lanes/<lane>/<node>/e000000.snap/<n>      snapshot: roots after record n (derived)
     <home>/lanes/<lane>/<node>/pend/<txid>           proposal that waits to be gathered
+    <home>/lanes/<lane>/<node>/turn/<n>-<attempt>    hint: a writer gathers proposals for record n
     <home>/lanes/<lane>/<node>/join/<session>/<txid> part of a write session, until its commit
     <home>/locks/<node>                              roots of every lane at a locked node
     <home>/pages/3f/3f9c...e1.pg                     packed index pages
@@ -50,9 +51,14 @@ def lane(home: str, lane_id: str, node_id: str) -> str:
     return f"{home}/lanes/{lane_id}/{node_id}"
 
 
+def records(lane_prefix: str) -> str:
+    """Return the prefix of a lane's commit records."""
+    return f"{lane_prefix}/{EPOCH}"
+
+
 def record(lane_prefix: str, number: int) -> str:
     """Return the key of commit record `number`."""
-    return f"{lane_prefix}/{EPOCH}/{number:010d}"
+    return f"{records(lane_prefix)}/{number:010d}"
 
 
 def snapshots(lane_prefix: str) -> str:
@@ -75,9 +81,19 @@ def proposal(lane_prefix: str, txid: str) -> str:
     return f"{proposals(lane_prefix)}/{txid}"
 
 
+def sessions(lane_prefix: str) -> str:
+    """Return the prefix of a lane's write sessions."""
+    return f"{lane_prefix}/join"
+
+
+def claim(lane_prefix: str, number: int, attempt: int) -> str:
+    """Return the key by which one writer says that it gathers for a record number."""
+    return f"{lane_prefix}/turn/{number:010d}-{attempt}"
+
+
 def parts(lane_prefix: str, session_id: str) -> str:
     """Return the prefix of what workers of a write session have written."""
-    return f"{lane_prefix}/join/{session_id}"
+    return f"{sessions(lane_prefix)}/{session_id}"
 
 
 def part(lane_prefix: str, session_id: str, txid: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from diced import grid, index, keys, log, pool
 from diced._compress import lz4_decompress
-from diced.blocks import CONSTANT, Blocks
+from diced.blocks import CONSTANT, SPACE, Blocks
 from diced.errors import (
     AccessError,
     CorruptError,
@@ -344,7 +344,7 @@ class LaneCheck:
                         self._hit.setdefault((wrong, entry[0]), []).append(self._name(key))
                     elif self.owner.full:
                         frames.append((space, key, entry))
-                elif entry is not None and self._blocks is not None:
+                elif entry is not None and self._blocks is not None and space == SPACE:
                     size = len(CONSTANT) + len(self.spec.fill)  # type: ignore[union-attr]
                     if entry[:1] != CONSTANT or len(entry) != size:
                         self._error(
@@ -389,7 +389,7 @@ class LaneCheck:
         return Problem("error", "bad-frame", self.where, message)
 
     def _read_frame(self, space: int, key: bytes, pointer: Pointer) -> None:
-        frame = self.owner.home.read_frame(pointer)
+        frame = self.owner.home.read_frame(self.lane.id, pointer)
         if frame.space != space or frame.lane != self.lane.lane_bytes or frame.key != key:
             raise CorruptError("the frame is of another lane, space or key")
         spec = self.spec

@@ -1,19 +1,19 @@
 """Commit records and the numbered log that orders them: the one ordering point of a lane.
 
 A record is published by creating its number if absent. Numbers have no gaps, records never change,
-and a record is put only after the data it points to is durable (invariants I2 and I3). The byte
-tables are in ``docs/format.md``.
+and a record is put only after the data it points to is durable (invariants I2 and I3). Small
+frames may ride at the end of their record's object. The byte tables are in ``docs/format.md``.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from operator import itemgetter
 from typing import Any
 
-from diced import jsontext, keys
+from diced import jsontext, keys, pool
 from diced._crc32c import crc32c
 from diced.engine.base import Engine, Staged
 from diced.errors import CorruptError, NotFoundError, UnsupportedError
@@ -41,6 +41,13 @@ TOMBSTONE, POINTER, INLINE = 0, 1, 2
 SECTION_KEYS = 32768
 SECTION_BYTES = 4 * 2**20
 
+# A pointer to a frame behind a record: (node, RIDES | record number << RIDE_BITS | offset, length).
+RIDES = 1 << 47
+RIDE_BITS = 23
+MAX_RIDING = 1 << RIDE_BITS  # bytes of a record's object
+# What is read first of a record on an engine where another request costs more than some bytes.
+PEEK_BYTES = 32 * 1024
+
 Pointer = tuple[int, int, int]
 Entry = Pointer | bytes
 Delta = dict[int, dict[bytes, "Entry | None"]]
@@ -62,9 +69,14 @@ class Record:
         space -> key -> pointer, inline bytes, or None for a tombstone.
     reads : dict
         space -> keys whose latest state below this number was merged into this commit.
+    frames : bytes
+        Frames that follow the record in its object; ``head["frames"]`` is their size. Pointers
+        to them count from the first as long as the record has no number.
+    size : int
+        Bytes of the record itself, once encoded or decoded: where the frames begin.
     """
 
-    __slots__ = ("delta", "head", "reads", "type")
+    __slots__ = ("delta", "frames", "head", "reads", "size", "type")
 
     def __init__(
         self,
@@ -72,14 +84,19 @@ class Record:
         head: dict[str, Any],
         delta: Delta | None = None,
         reads: Reads | None = None,
+        frames: bytes = b"",
     ):
         self.type = record_type
         self.head = head
         self.delta = delta or {}
         self.reads = reads or {}
+        self.frames = frames
+        self.size = 0
+        if frames:
+            head["frames"] = len(frames)
 
     def encode(self) -> bytes:
-        """Return the bytes of the record."""
+        """Return the bytes of the record, and of the frames behind it."""
         sections: list[bytes] = []
         count = 0
         for kind, spaces in ((DELTA, self.delta), (READS, self.reads)):
@@ -90,19 +107,44 @@ class Record:
                     count += 1
         head = jsontext.dumps(self.head)
         body = b"".join([RECORD.pack(MAGIC, VERSION, self.type, count, len(head)), head, *sections])
-        return body + CHECK.pack(crc32c(body))
+        self.size = len(body) + CHECK.size
+        return body + CHECK.pack(crc32c(body)) + self.frames
+
+    def place(self, node_id: str, number: int) -> None:
+        """Make pointers to the frames behind this record good for anywhere, now it has a number."""
+        if not self.head.get("frames"):
+            return
+        node, start = int(node_id, 16), RIDES | number << RIDE_BITS
+        for changes in self.delta.values():
+            for key, entry in changes.items():
+                if isinstance(entry, tuple) and entry[1] & RIDES and not entry[1] & ~_OWN:
+                    changes[key] = (node, start | self.size + (entry[1] ^ RIDES), entry[2])
+
+    @staticmethod
+    def measure(data: bytes) -> int:
+        """Return how many bytes the record that begins here has, or would need to tell more."""
+        if len(data) < RECORD.size:
+            return RECORD.size
+        sections, head_length = RECORD.unpack_from(data)[3:]
+        at: int = RECORD.size + head_length
+        for _ in range(sections):
+            if len(data) < at + SECTION.size:
+                return at + SECTION.size + CHECK.size
+            at += SECTION.size + SECTION.unpack_from(data, at)[3]
+        return at + CHECK.size
 
     @classmethod
     def decode(cls, data: bytes, name: str) -> Record:
-        """Read a record; `name` goes into messages.
+        """Read a record; `name` goes into messages. Frames behind it need not be there.
 
         Raises
         ------
         CorruptError, UnsupportedError
         """
-        if len(data) < RECORD.size + CHECK.size:
+        size = cls.measure(data)
+        if len(data) < max(size, RECORD.size + CHECK.size):
             raise CorruptError(f"{name}: {len(data)} bytes cannot be a record")
-        body = data[: -CHECK.size]
+        body = data[: size - CHECK.size]
         if crc32c(body) != CHECK.unpack_from(data, len(body))[0]:
             raise CorruptError(f"{name}: the record does not match its checksum")
         magic, version, record_type, sections, head_length = RECORD.unpack_from(body)
@@ -111,8 +153,6 @@ class Record:
         if version != VERSION:
             raise UnsupportedError(f"{name}: record format {version} needs a newer diced")
         offset = RECORD.size + head_length
-        if offset > len(body):
-            raise CorruptError(f"{name}: header of {head_length} bytes does not fit")
         try:
             head = jsontext.loads(body[RECORD.size : offset])
         except ValueError as error:
@@ -120,12 +160,8 @@ class Record:
         delta: Delta = {}
         reads: Reads = {}
         for _ in range(sections):
-            if offset + SECTION.size > len(body):
-                raise CorruptError(f"{name}: sections do not fit")
             kind, space, form, length = SECTION.unpack_from(body, offset)
             offset += SECTION.size
-            if offset + length > len(body):
-                raise CorruptError(f"{name}: a section of {length} bytes does not fit")
             part = body[offset : offset + length]
             offset += length
             if form == PAGE:
@@ -140,9 +176,32 @@ class Record:
                 reads.setdefault(space, []).extend(changes)
             else:
                 raise CorruptError(f"{name}: unknown section kind {kind}")
-        if offset != len(body):
-            raise CorruptError(f"{name}: {len(body) - offset} bytes too many")
-        return cls(record_type, head, delta, reads)
+        found = cls(record_type, head, delta, reads)
+        found.size = size
+        found.frames = data[size:]
+        if len(found.frames) > head.get("frames", 0):
+            raise CorruptError(f"{name}: {len(found.frames)} bytes behind the record")
+        return found
+
+    def commits(self) -> list[dict[str, Any]]:
+        """Return the head of each commit in this record: its own, or those that were gathered."""
+        gathered: list[dict[str, Any]] = self.head.get("parts") or [self.head]
+        return gathered
+
+
+_OWN = RIDES | (MAX_RIDING - 1)  # the bits of a pointer's offset while its record has no number
+
+
+def rider(offset: int, length: int) -> Pointer:
+    """Return the pointer to a frame that will ride behind a record that has no number yet."""
+    return 0, RIDES | offset, length
+
+
+def shift(entry: Entry | None, by: int) -> Entry | None:
+    """Return an entry whose frame, if it rides, comes after `by` more bytes of other frames."""
+    if isinstance(entry, tuple) and entry[1] & RIDES and not entry[1] & ~_OWN:
+        return entry[0], entry[1] + by, entry[2]
+    return entry
 
 
 def _encode_entries(changes: Mapping[bytes, Entry | None]) -> Iterator[tuple[int, bytes]]:
@@ -219,15 +278,24 @@ def new_txid() -> str:
 class CommitLog:
     """The records of one lane at one node, by number from 1."""
 
-    def __init__(self, engine: Engine, prefix: str):
+    def __init__(self, engine: Engine, prefix: str, node_id: str):
         self.engine = engine
         self.prefix = prefix
+        self.node_id = node_id
 
     def tail(self, known: int) -> int:
         """Return the highest number in the log, given that `known` (or 0) is in it.
 
-        Numbers have no gaps, so doubling steps and then halving find the end in a few probes.
+        Numbers have no gaps, so doubling steps and then halving find the end in a few probes. On
+        a remote engine a listing does, which is one request; a stale one is an older state.
         """
+        if self.engine.remote:
+            last = known
+            for key in self.engine.list(keys.records(self.prefix), keys.record(self.prefix, known)):
+                if key != keys.record(self.prefix, last + 1):
+                    break
+                last += 1
+            return last
         low, step = known, 1
         while self.engine.exists(keys.record(self.prefix, low + step)):
             low, step = low + step, step * 2
@@ -242,15 +310,40 @@ class CommitLog:
         return self.engine.exists(keys.record(self.prefix, number))
 
     def read(self, number: int) -> Record:
-        """Read one record."""
+        """Read one record, without the frames behind it where that saves a transfer."""
         key = keys.record(self.prefix, number)
-        return Record.decode(self.engine.get(key), key)
+        if self.engine.remote:
+            data = self.engine.peek(key, PEEK_BYTES)
+            while len(data) >= PEEK_BYTES and (size := Record.measure(data)) > len(data):
+                data = self.engine.peek(key, size)
+                if len(data) < size:
+                    break  # cut short: decoding tells
+        else:
+            data = self.engine.get(key)
+        record = Record.decode(data, key)
+        record.place(self.node_id, number)
+        return record
+
+    def find(self, number: int) -> Record | None:
+        """Read one record, or return None if it does not exist."""
+        try:
+            return self.read(number)
+        except NotFoundError:
+            return None
+
+    def find_many(self, numbers: range) -> Iterator[Record | None]:
+        """As `find` of each number in order, side by side."""
+        return pool.map_ordered(self.find, numbers, pool.LIMIT)
+
+    def read_many(self, numbers: Iterable[int]) -> Iterator[Record]:
+        """Read records in order, side by side on a remote engine."""
+        if self.engine.remote:
+            return pool.map_ordered(self.read, numbers, pool.LIMIT)
+        return map(self.read, numbers)
 
     def put(self, number: int, data: bytes, txid: str) -> bool:
-        """Publish a record at a number; False when another writer has it."""
-        return self.engine.put_if_absent(
-            keys.record(self.prefix, number), data, bytes.fromhex(txid)
-        )
+        """Publish a record at a number, once; False when another writer has it."""
+        return self.engine.put_fresh(keys.record(self.prefix, number), data, bytes.fromhex(txid))
 
     def stage(self, data: bytes, txid: str) -> Staged:
         """Begin to publish a record whose number is not known yet."""

@@ -17,7 +17,7 @@ from diced import codec as codecs
 from diced.blocks import CONSTANT, SPACE, Blocks, borrow_buffer
 from diced.errors import CorruptError
 from diced.log import Entry, Pointer
-from diced.segment import BLOCK, FLAG_LOSSY, frame_header
+from diced.segment import BLOCK, FLAG_LOSSY, Frames, frame_header
 from diced.spec import ArraySpec, cast
 from diced.state import Change, State
 
@@ -46,6 +46,10 @@ class Patch:
         else:
             first = self.source[(slice(0, 1),) * self.source.ndim].copy()
             self.source = np.broadcast_to(first, self.source.shape)
+
+    def load(self) -> Patch:
+        """Return it with its voxels in memory."""
+        return self
 
     def apply(self, block: np.ndarray, dtype: np.dtype[Any], what: str) -> None:
         """Write into a block's array."""
@@ -192,7 +196,31 @@ class Pending:
                 delta[key] = wanted
         if not delta and grid.union(state.box, self.box) == state.box:
             return None
-        return Change({SPACE: delta}, {SPACE: sorted(reads)}, self.box, self._encoder.segments)
+        return Change({SPACE: delta}, {SPACE: sorted(reads)}, self.box, self._encoder.frames)
+
+    def finish(self) -> tuple[dict[bytes, Entry], dict[bytes, list[Patch]], Frames]:
+        """Return the whole blocks, the pieces of others, and what holds the former's frames."""
+        self._encode_late()
+        return self._whole, self._parts, self._encoder.frames
+
+    def take(
+        self,
+        state: State,
+        whole: dict[bytes, Entry],
+        parts: dict[bytes, list[Patch]],
+        box: grid.Box | None,
+    ) -> None:
+        """Add what others have written: stored blocks, and pieces that go over what is there."""
+        self.box = grid.union(self.box, box)
+        self._whole.update(whole)
+        over = sorted(key for key in parts if key in whole)
+        known = self.blocks.lane.get_many(state, SPACE, over)
+        merges = [
+            _Merge(key, whole[key], parts[key], stored)
+            for key, stored in zip(over, known, strict=True)
+        ]
+        self._encoder.merges(merges, self._whole)
+        self._parts.update({key: each for key, each in parts.items() if key not in whole})
 
     def overlay(self, lo: Sequence[int], hi: Sequence[int], out: np.ndarray) -> None:
         """Write what is pending inside a box over `out`, so that a batch reads its own writes."""
@@ -226,6 +254,11 @@ class _Merge:
         self.patches = patches
         self.known = known
 
+    def load(self) -> _Merge:
+        """Return it with all voxels in memory."""
+        patches = [each.load() for each in self.patches]
+        return _Merge(self.key, self.base, patches, self.known)
+
     def low(self, spec: ArraySpec) -> tuple[int, ...] | None:
         """Return where in the block the new part begins, if it is one dense box of its dtype."""
         patch = self.patches[0]
@@ -243,12 +276,11 @@ class _Encoder:
 
     Attributes
     ----------
-    segments : set of int
-        Segments that were appended to.
+    frames : Frames
     """
 
     def __init__(self, blocks: Blocks):
-        self.segments: set[int] = set()
+        self.frames = blocks.home.frames()
         self._blocks = blocks
         spec = self._spec = blocks.spec
         self._what = f"array {spec.name!r}"
@@ -307,7 +339,7 @@ class _Encoder:
         """Encode blocks of which parts are new."""
 
         def one(group: list[_Merge]) -> None:
-            group = self._merge_units(group, into)
+            group = self._merge_units([each.load() for each in group], into)
             if not group:
                 return
             stack, table = self._blocks.stack(len(group))
@@ -321,8 +353,9 @@ class _Encoder:
             into.update(self._encode(stack, keys, table, range(len(group)), stored))
 
         # Each costs a read, too: smaller groups share them better among few threads.
-        size = max(1, min(self._group, -(-len(merges) // (2 * self._blocks.threads))))
-        self._share(one, merges, size)
+        threads = self._blocks.fetchers
+        size = max(1, min(self._group, -(-len(merges) // (2 * threads))))
+        self._share(one, merges, size, threads)
 
     def _merge_units(self, group: list[_Merge], into: dict[bytes, Entry]) -> list[_Merge]:
         """Write blocks of which only some units need work; return the others."""
@@ -338,7 +371,7 @@ class _Encoder:
             if low is not None and isinstance(base, tuple):
                 frame = borrow_buffer(base[2])
                 try:
-                    self._blocks.home.read_into(base[0], base[1], frame)
+                    self._blocks.home.read_into(self._blocks.lane.id, base[0], base[1], frame)
                 except CorruptError:
                     pass  # the general way tells which block
                 else:
@@ -360,14 +393,16 @@ class _Encoder:
             room = min(self._group * self._spec.block_nbytes, 2 * GROUP_BYTES)
             return np.empty(writer.most + room, np.uint8)
 
-    def _share(self, work: Callable[[list[Any]], None], items: list[Any], size: int) -> None:
+    def _share(
+        self, work: Callable[[list[Any]], None], items: list[Any], size: int, threads: int = 0
+    ) -> None:
         """Do work on groups of items, on the pool if there are several."""
         if len(items) <= size:
             if items:
                 work(items)
             return
         groups = [items[i : i + size] for i in range(0, len(items), size)]
-        pool.for_each(work, groups, self._blocks.threads)
+        pool.for_each(work, groups, threads or self._blocks.threads)
 
     def _at(self, stack: np.ndarray, number: int) -> np.ndarray:
         size = self._spec.block_shape[0]
@@ -424,8 +459,7 @@ class _Encoder:
             else:
                 chunks.append((start, start + length))
         if fresh:
-            segment, offset = self._blocks.home.writer.append([memory[a:b] for a, b in chunks])
-            self.segments.add(segment)
+            segment, offset = self.frames.append([memory[a:b] for a, b in chunks])
             for key, length in fresh:
                 entries.append((key, (segment, offset, length)))
                 offset += length
@@ -457,12 +491,12 @@ class _Encoder:
 
     def _same(self, known: Pointer, frame: memoryview) -> bool:
         """Tell whether the stored frame is byte for byte the new one; its head decides mostly."""
-        if known[2] != len(frame):
+        if known[2] != len(frame) or self._blocks.home.engine.remote:  # a request to save one
             return False
         for size in (min(HEAD_BYTES, len(frame)), len(frame)):
             stored = borrow_buffer(size)
             try:
-                self._blocks.home.read_into(known[0], known[1], stored)
+                self._blocks.home.read_into(self._blocks.lane.id, *known[:2], stored)
             except CorruptError:
                 return False  # the write mends it
             if bytes(stored) != bytes(frame[:size]):  # as bytes: views compare item by item

@@ -6,16 +6,17 @@ from segments alone. The byte table is in ``docs/format.md``.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, MutableMapping, Sequence
 from typing import Any
 
-from diced import keys
+from diced import keys, pool
 from diced._crc32c import crc32c
 from diced.engine.appender import Appender
 from diced.engine.base import Engine
-from diced.errors import CorruptError, EngineError, InvalidError
+from diced.errors import CorruptError, DicedException, EngineError, InvalidError
 
 # magic, kind, codec, flags, space, lane, raw length, stored length, key length, units, payload crc
 HEADER = struct.Struct("<4sBBBB8sIIHHI")
@@ -32,6 +33,9 @@ MAX_KEY = 4096
 MAX_PAYLOAD = 2**31 - 1
 ROLL_BYTES = 2**30
 MAX_UNSYNCED = 8
+# Where objects are stored whole: their size, and how many may wait in memory to be stored.
+WHOLE_BYTES = 32 * 2**20
+MAX_WHOLE = 4
 
 Pointer = tuple[int, int, int]
 
@@ -142,77 +146,128 @@ class SegmentWriter:
     A segment whose write or sync failed is abandoned, never synced again: the kernel may have
     dropped the pages that it failed to write. The commits that were in it fail, unacknowledged,
     and the next append begins a new segment.
+
+    Parameters
+    ----------
+    engine : Engine
+    home : str
+    known : mutable mapping, optional
+        Is told the appender of each new segment id.
     """
 
-    def __init__(self, engine: Engine, home: str):
+    def __init__(
+        self, engine: Engine, home: str, known: MutableMapping[int, Appender] | None = None
+    ):
         self._engine = engine
+        self._known = known
         self._prefix = keys.segments(home)
         self._lock = threading.Lock()
         self._active: Appender | None = None
-        self._unsynced: dict[int, Appender] = {}
-        self._synced: set[int] = set()
+        self._open: list[Appender] = []
+        self._roll = ROLL_BYTES if engine.grows else WHOLE_BYTES
 
-    def append(self, chunks: Sequence[Any]) -> tuple[int, int]:
-        """Append buffers end to end; return (segment id, offset of the first byte)."""
+    def append(self, chunks: Sequence[Any]) -> tuple[Appender, int]:
+        """Append buffers end to end; return the segment and the offset of the first byte.
+
+        They are durable after `sync_all` of the segment.
+        """
         while True:
             appender = self._current()
             try:
-                return keys.object_id(appender.key), appender.append(chunks)
+                return appender, appender.append(chunks)
             except EngineError:
                 if appender.failed or not appender.finished:
                     raise
             # Retired since it was looked up.
 
-    def sync(self, segments: Collection[int]) -> None:
-        """Make what was appended to these segments durable."""
-        for each in sorted(segments):
-            with self._lock:
-                appender = self._unsynced.get(each)
-                if each in self._synced:
-                    continue
-            if appender is None:
-                raise EngineError(f"segment {each:016x} failed or is not of this process")
-            try:
-                appender.sync()
-            except EngineError:
-                with self._lock:
-                    if each not in self._synced:  # if it is, it was retired since
-                        raise
-
     def _current(self) -> Appender:
         with self._lock:
             active = self._active
-            if active is not None and not active.failed and active.size < ROLL_BYTES:
-                return active
-            return self._open()
+            if active is not None and not active.failed and not active.finished:
+                if active.size < self._roll:
+                    return active
+                if not self._engine.grows:
+                    _store_aside(active)
+            return self._begin()
 
-    def _open(self) -> Appender:
-        for number, each in list(self._unsynced.items()):
-            if each.failed:
-                self._unsynced.pop(number).close()
+    def _begin(self) -> Appender:
+        for each in [each for each in self._open if each.failed]:
+            self._open.remove(each)
+            each.close()
+        self._open = [each for each in self._open if not each.closed]
         fresh = self._engine.appender(self._prefix, ".seg")
-        # First, lest an interrupt between the two leaves a segment in use that is never synced.
-        self._unsynced[keys.object_id(fresh.key)] = fresh
         self._active = fresh
-        while len(self._unsynced) > MAX_UNSYNCED:
+        self._open.append(fresh)
+        if self._known is not None:
+            self._known[keys.object_id(fresh.key)] = fresh
+        while len(self._open) > (MAX_UNSYNCED if self._engine.grows else MAX_WHOLE):
             # A commit larger than this many segments refers to them later: sync before closing.
-            oldest = next(iter(self._unsynced))
-            self._unsynced[oldest].finish()
-            self._synced.add(oldest)
-            del self._unsynced[oldest]
+            self._open[0].finish()
+            self._open.pop(0)
         return fresh
 
     def forget(self) -> None:
         """Drop the active segment: after a fork it belongs to the parent."""
         self._lock = threading.Lock()
         self._active = None
-        self._unsynced = {}
-        self._synced = set()
+        self._open = []
 
     def close(self) -> None:
         """Close the segments; nothing is lost, since commits have synced what they refer to."""
         with self._lock:
-            for each in self._unsynced.values():
+            for each in self._open:
                 each.close()
-            self._unsynced = {}
+            self._open = []
             self._active = None
+
+
+class Frames:
+    """The frames of one commit, and where they went.
+
+    Parameters
+    ----------
+    writer : SegmentWriter
+        The process's, or one for this commit alone where objects are stored whole.
+
+    Attributes
+    ----------
+    segments : set of Appender
+    """
+
+    def __init__(self, writer: SegmentWriter):
+        self.segments: set[Appender] = set()
+        self._writer = writer
+
+    def append(self, chunks: Sequence[Any]) -> tuple[int, int]:
+        """Append buffers end to end; return (segment id, offset of the first byte)."""
+        appender, offset = self._writer.append(chunks)
+        self.segments.add(appender)
+        return keys.object_id(appender.key), offset
+
+    def riding(self, most: int) -> tuple[int, bytes] | None:
+        """Return (segment id, bytes) if all is one segment of at most `most` bytes in memory."""
+        if len(self.segments) == 1:
+            (only,) = self.segments
+            if only.size <= most and (held := only.held(0, only.size)) is not None:
+                return keys.object_id(only.key), held
+        return None
+
+
+def sync_all(segments: Collection[Appender]) -> None:
+    """Make what was appended to these segments durable, side by side where that is a request."""
+    if len(segments) == 1 or all(each.durable for each in segments):
+        for each in segments:
+            each.sync()
+        return
+    pool.for_each(Appender.sync, sorted(segments, key=lambda each: each.key), len(segments))
+
+
+def _store_aside(appender: Appender) -> None:
+    """Begin to store a segment that is full, while the next is filled."""
+
+    def store() -> None:
+        with contextlib.suppress(DicedException):  # `sync` raises it again where it matters
+            appender.sync()
+
+    with contextlib.suppress(RuntimeError):  # no more threads here: the commit stores it itself
+        threading.Thread(target=store, name="diced-segment", daemon=True).start()

@@ -5,11 +5,12 @@ Pure data: `versioned` decides when records are read and written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from diced import grid
 from diced.log import Delta, Entry, Pointer, Reads
+from diced.segment import Frames
 
 Roots = dict[int, Pointer]
 
@@ -123,23 +124,41 @@ class Change:
     reads : Reads or None
         Keys this change was merged against. None: it depends on the whole lane.
     box : grid.Box or None
-    segments : set of int
-        Segments that hold its frames.
+    frames : Frames or None
+        What holds its frames.
     """
 
-    __slots__ = ("box", "delta", "reads", "segments")
+    __slots__ = ("box", "delta", "frames", "reads")
 
     def __init__(
         self,
         delta: Delta,
         reads: Reads | None = None,
         box: grid.Box | None = None,
-        segments: set[int] | None = None,
+        frames: Frames | None = None,
     ):
         self.delta = delta
         self.reads = reads
         self.box = box
-        self.segments = segments or set()
+        self.frames = frames
+
+
+# space -> keys
+Touched = dict[int, set[bytes]]
+# Called with the current state and, after a lost race, the keys of `reads` that changed (None:
+# build everything). Returns None when there is nothing to commit.
+Prepare = Callable[[State, "Touched | None"], "Change | None"]
+
+
+def hits(reads: Reads, deltas: Sequence[Delta]) -> Touched:
+    """Return which of these keys some deltas hold."""
+    touched: Touched = {}
+    for space, names in reads.items():
+        written = set().union(*(delta.get(space, {}).keys() for delta in deltas))
+        hit = written.intersection(names)
+        if hit:
+            touched[space] = hit
+    return touched
 
 
 def delta_size(delta: Delta) -> int:

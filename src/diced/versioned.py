@@ -13,16 +13,28 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from diced import grid, index, keys, log
-from diced.engine.base import Staged
+from diced import grid, index, keys, log, pool
+from diced.combine import Combiner
+from diced.commit import Committer
 from diced.errors import CorruptError, DicedException, LockedError, ReadOnlyError
 from diced.home import Home
-from diced.log import CommitLog, Delta, Entry, Record
-from diced.segment import COMMIT, frame_header
-from diced.state import Base, Change, Overlay, State, delta_size, merge, parse_box
+from diced.log import CommitLog, Delta, Entry, Reads, Record
+from diced.segment import COMMIT, Frames, frame_header
+from diced.state import (
+    Base,
+    Change,
+    Overlay,
+    Prepare,
+    State,
+    Touched,
+    delta_size,
+    hits,
+    merge,
+    parse_box,
+)  # fmt: skip
 
 # Records and delta entries after which a committer writes a snapshot. Metadata lanes fold sooner:
 # their records are small and every opening reads the tail. Large lanes fold later, up to four
@@ -37,11 +49,8 @@ INLINE_BODY = 48 * 1024
 # How many recent deltas, and keys in them, are kept to tell which keys a newer record touched.
 RECENT = 4096
 RECENT_ENTRIES = 65536
-
-
-# Called with the current state and, after a lost race, the keys of `reads` that changed (None:
-# build everything). Returns None when there is nothing to commit.
-Prepare = Callable[[State, "dict[int, set[bytes]] | None"], "Change | None"]
+# A commit whose frames are at most this much is one request: they ride behind the record.
+RIDING_BYTES = 256 * 1024
 
 
 class Lane:
@@ -74,11 +83,14 @@ class Lane:
         self.node_id = node_id
         self.base = base
         self.journal = journal
-        self.log = CommitLog(home.engine, keys.lane(home.prefix, lane_id, node_id))
+        self.log = CommitLog(home.engine, keys.lane(home.prefix, lane_id, node_id), node_id)
+        self._remote = home.engine.remote
+        self.checked = float("-inf")  # when it was last asked whether there are newer records
+        self.least = 0  # the last record that this lane knows to be there
+        self._committer: Committer | Combiner = Combiner(self) if self._remote else Committer(self)
         self.stale = False  # its roots were replaced by a rebuild: handles get another lane
         self.lane_bytes = bytes.fromhex(lane_id) if journal else b"\0" * 8
         self._snapshot_records = SNAPSHOT_RECORDS if journal else META_SNAPSHOT_RECORDS
-        self.renew_locks()
         self._recent: dict[int, Delta] = {}
         self._recent_size = 0
         self._txids: list[str] = []
@@ -89,6 +101,7 @@ class Lane:
         self._folded = 0  # entries in the newest snapshot's trees
         self._settled = 0  # records up to this number have names that survive a power cut
         self._state: State | None = None
+        self.renew_locks()
         if final:
             self._state = State(0, base.roots, Overlay(), base.box, True)
         _LANES.add(self)
@@ -96,32 +109,83 @@ class Lane:
     def renew_locks(self) -> None:
         """Make the locks anew: at birth and after a fork."""
         self._fresh = threading.Lock()
-        self._turn = threading.Lock()
+        self._committer.renew_lock()
 
     # -- reading ---------------------------------------------------------------------------
 
     def refresh(self) -> State:
-        """Return the state that includes every record acknowledged before this call."""
+        """Return the state that includes every record acknowledged before this call.
+
+        On an engine with a `max_age` it may be that much older, but for what this lane committed,
+        and inside `moment` it is that of the moment's beginning or newer.
+        """
         state = self._state
+        if self._remote:
+            return self._refresh_remote(state)
         if state is not None and (state.locked or not self.log.has(state.number + 1)):
             return state
         with self._fresh:
             return self._catch_up()
 
-    def _catch_up(self) -> State:
+    def recent(self) -> State:
+        """Return a state to base a commit on; without a request where it is only a bit old."""
+        state = self._state
+        return self.refresh() if state is None or not self._remote else state
+
+    def probe(self, last: int = 0) -> State:
+        """Return the state that includes every record acknowledged before this call, always.
+
+        `last` is a record that is known to be there.
+        """
+        began = time.monotonic()
+        with self._fresh:
+            state = self._catch_up(last)
+            self.checked = max(self.checked, began)
+            return state
+
+    def _refresh_remote(self, state: State | None) -> State:
+        began = time.monotonic()
+        if state is not None and (state.locked or self._is_fresh(state, began)):
+            return state
+        with self._fresh:
+            state = self._state
+            # A probe that another thread began after this call will do.
+            if state is not None and self.checked >= began and state.number >= self.least:
+                return state
+            state = self._catch_up()
+            self.checked = began
+            return state
+
+    def _is_fresh(self, state: State, now: float) -> bool:
+        since: float = getattr(_call, "began", now) - self.home.engine.max_age
+        return self.checked >= since and state.number >= self.least
+
+    def is_due(self, began: float) -> bool:
+        """Tell whether `refresh` at this time would ask the engine."""
+        state = self._state
+        return state is None or not (state.locked or self._is_fresh(state, began))
+
+    def _catch_up(self, last: int = 0) -> State:
         state = self._state
         if state is None:
             state = self._open(None)
+            self._state = state
+        if self._remote:  # one round of requests, mostly of one, for there is nothing new
+            for found in self.log.find_many(range(state.number + 1, max(last, state.number) + 2)):
+                if found is None:
+                    return state
+                if not state.locked:
+                    self._state = state = self._fold_in(state, state.number + 1, self._whole(found))
         tail = self.log.tail(state.number)
         if tail - state.number > 4 * self._snapshot_records:
             state = self._open(state)  # far behind: the newest snapshot is nearer
         # Kept after every step, so that an error half-way leaves nothing counted twice.
         self._state = state
-        for number in range(state.number + 1, tail + 1):
+        numbers = range(state.number + 1, tail + 1)
+        for number, record in zip(numbers, self.log.read_many(numbers), strict=True):
             if state.locked:
                 raise CorruptError(f"{self.log.prefix}: a record follows the lock")
-            record = self._whole(self.log.read(number))
-            self._state = state = self._fold_in(state, number, record)
+            self._state = state = self._fold_in(state, number, self._whole(record))
         behind = state.number - self._snapshot_number > 2 * self._snapshot_records
         limit = self._rebase_size + 2 * SNAPSHOT_GROWTH * SNAPSHOT_ENTRIES
         if len(state.overlay) > limit or (behind and state.number >= self._rebase_due):
@@ -170,7 +234,7 @@ class Lane:
         body = record.head.get("body")
         if body is None:
             return record
-        frame = self.home.read_frame(tuple(body))
+        frame = self.home.read_frame(self.id, tuple(body))
         inner = Record.decode(bytes(frame.payload), f"commit frame of {self.log.prefix}")
         if inner.head["txid"] != record.head["txid"]:
             raise CorruptError(f"{self.log.prefix}: a record points to another commit's frame")
@@ -192,6 +256,7 @@ class Lane:
             del self._recent[oldest]
             self._recent_size -= size
         state.overlay.add(number, record.delta)
+        self._committer.note(number, record)
         return folded
 
     def get(self, state: State, space: int, key: bytes) -> Entry | None:
@@ -205,6 +270,8 @@ class Lane:
         """Return the entries of keys given in ascending order."""
         chain = state.overlay.chains.get(space)
         root = state.roots.get(space)
+        if self._remote and root is not None:
+            index.warm(self.home.load, root, names)
         if not chain:
             return index.get_many(self.home.load, root, names)
         found: list[Entry | None] = []
@@ -249,8 +316,8 @@ class Lane:
 
     def records(self) -> Iterator[tuple[int, Record]]:
         """Yield every record of this node from 1, heads only where the body is in a segment."""
-        for number in range(1, self.log.tail(0) + 1):
-            yield number, self.log.read(number)
+        numbers = range(1, self.log.tail(0) + 1)
+        yield from zip(numbers, self.log.read_many(numbers), strict=True)
 
     def whole_records(self) -> Iterator[tuple[int, Record]]:
         """Yield every record with its sections."""
@@ -263,7 +330,8 @@ class Lane:
         """Commit one change; return its record number (the current one if there is none).
 
         `prepare` runs first outside all locks, and again only for keys that another writer has
-        changed meanwhile (invariant I4). `state` is one that the caller just got from `refresh`.
+        changed meanwhile (invariant I4). `state` is one that the caller just got from `refresh`
+        or `recent`.
 
         Raises
         ------
@@ -273,45 +341,11 @@ class Lane:
         """
         if self.home.engine.readonly:
             raise ReadOnlyError("the store was opened read-only")
-        state = self.refresh() if state is None else state
-        self._check_open(state)
-        change = prepare(state, None)
-        if change is None:
-            self._settle(state.number)
-            return state.number
-        # Threads store their records side by side, sharing syncs, and take turns only to name them.
-        staged, record = self._stage(state, change, op, user)
-        try:
-            with self._turn:
-                lost = 0
-                while True:
-                    # A writer that lost once queues for its turn: a hint that keeps contention
-                    # fair. Until then naming itself tells whether another process came first.
-                    with self._queue(lost):
-                        newer = self.refresh() if lost else self._known()
-                        self._check_open(newer)
-                        touched = self._touched(change, state.number, newer)
-                        state = newer
-                        if touched != {}:
-                            change = prepare(state, touched)
-                            if change is None:
-                                break
-                            staged.close()
-                            staged, record = self._stage(state, change, op, user)
-                        if self.log.name(staged, state.number + 1):
-                            self._published(state.number + 1, record)
-                            break
-                    lost += 1
-            if change is None:
-                self._settle(state.number)
-                return state.number
-            staged.settle()
-            self._settled = max(self._settled, state.number + 1)
-            return state.number + 1
-        finally:
-            staged.close()
+        state = self.recent() if state is None else state
+        self.check_open(state)
+        return self._committer.commit(prepare, state, op, user)
 
-    def _settle(self, number: int) -> None:
+    def settle(self, number: int) -> None:
         """Make records durable that were found, whose writers may not have done so yet.
 
         A commit that has nothing to add to them is as durable as they are.
@@ -320,35 +354,42 @@ class Lane:
             self.home.engine.settle(keys.record(self.log.prefix, number))
             self._settled = max(self._settled, number)
 
-    def _known(self) -> State:
+    def settled(self, number: int) -> None:
+        """Note that records up to this number are durable."""
+        self._settled = max(self._settled, number)
+
+    def known(self) -> State:
         """Return the state as of the last refresh, or of the last commit of this process."""
         assert self._state is not None
         return self._state
 
-    def _check_open(self, state: State) -> None:
+    def check_open(self, state: State) -> None:
+        """Raise LockedError if nothing can follow a state."""
         if state.locked:
             raise LockedError(f"version node {self.node_id} is locked")
 
-    def _queue(self, lost: int) -> contextlib.AbstractContextManager[Any]:
+    def queue(self, lost: int) -> contextlib.AbstractContextManager[Any]:
+        """Wait for one's turn after a lost race: a hint that keeps contention fair."""
         return self.home.engine.turn(self.log.prefix) if lost else contextlib.nullcontext()
 
-    def _touched(self, change: Change, number: int, newer: State) -> dict[int, set[bytes]] | None:
-        """Return which of a change's reads later records wrote; {} is none, None is unknown."""
+    def touched(self, reads: Reads | None, number: int, newer: State) -> Touched | None:
+        """Return which of these keys later records wrote; {} is none, None is unknown."""
         if newer.number == number:
             return {}
         deltas = self.changes_since(newer, number)
-        if change.reads is None or deltas is None:
+        if reads is None or deltas is None:
             return None
-        touched: dict[int, set[bytes]] = {}
-        for space, names in change.reads.items():
-            written = set().union(*(delta.get(space, {}).keys() for delta in deltas))
-            hit = written.intersection(names)
-            if hit:
-                touched[space] = hit
-        return touched
+        return hits(reads, deltas)
 
-    def _stage(self, state: State, change: Change, op: str, user: str) -> tuple[Staged, Record]:
-        """Make a change's frames and record durable (I2); the record lacks only its number."""
+    def compose(
+        self, state: State, change: Change, op: str, user: str
+    ) -> tuple[Record, bytes, Frames | None]:
+        """Return a change's record without its number, its bytes, and frames not yet durable.
+
+        On a disk every commit also leaves a COMMIT frame, so that segments alone can rebuild the
+        index. Where a request costs more than some bytes, few frames ride behind the record.
+        """
+        remote = self.home.engine.remote
         head: dict[str, Any] = {
             "txid": log.new_txid(),
             "node": self.node_id,
@@ -359,26 +400,37 @@ class Lane:
             "op": op,
             "box": change.box,
         }
+        if remote and change.reads is None:
+            head["whole"] = True
+        frames = change.frames
+        riding = frames.riding(RIDING_BYTES) if remote and frames is not None else None
+        if riding is not None:
+            delta = _ride(change.delta, riding[0])
+            record = Record(log.DATA, dict(head), delta, change.reads, riding[1])
+            body = record.encode()
+            if record.size <= INLINE_BODY:
+                return record, body, None
         record = Record(log.DATA, head, change.delta, change.reads)
-        body = record.encode()
-        segments = set(change.segments)
-        data = body
-        if self.journal or len(body) > INLINE_BODY:
+        data = body = record.encode()
+        stored = frames is not None and len(frames.segments) > 0
+        if len(body) > INLINE_BODY or (self.journal and (stored or not remote)):
+            frames = self.home.frames() if frames is None else frames
             header = frame_header(COMMIT, 0, 0, 0, self.lane_bytes, b"", len(body), body)
-            segment, offset = self.home.writer.append([header, body])
-            segments.add(segment)
+            segment, offset = frames.append([header, body])
             if len(body) > INLINE_BODY:
                 pointer = (segment, offset, len(header) + len(body))
                 data = Record(log.DATA, {**head, "body": pointer}).encode()
-        return self.home.store(self.log.stage(data, head["txid"]), segments), record
+        return record, data, frames
 
-    def _published(self, number: int, record: Record) -> None:
+    def published(self, number: int, record: Record) -> None:
+        """Take in a record that this process has published, and write a snapshot if one is due."""
         with self._fresh:
-            state = self._known()
+            state = self.known()
             try:
                 if state.number == number - 1:
+                    record.place(self.node_id, number)
                     self._state = state = self._fold_in(state, number, record)
-                else:
+                elif state.number < number:
                     state = self._catch_up()
                 if self._snapshot_due(state):
                     self._snapshot(state)
@@ -429,9 +481,9 @@ class Lane:
         """End this lane at this node: append its LOCK record, which lists all txids in order."""
         txid = log.new_txid()
         lost = 0
-        with self._turn:
+        with self._committer.turn:
             while True:
-                with self._queue(lost):
+                with self.queue(lost):
                     with self._fresh:
                         state = self._catch_up()
                         head = {
@@ -444,12 +496,49 @@ class Lane:
                             "txids": list(self._txids),
                         }
                     if state.locked:
-                        self._settle(state.number)
+                        self.settle(state.number)
                         return state
                     record = Record(log.LOCK, head)
                     if self.log.put(state.number + 1, record.encode(), txid):
+                        self.least = state.number + 1
                         return self.refresh()
                 lost += 1
+
+
+class moment:
+    """With this, the lanes of one call are refreshed side by side, and then not again inside it.
+
+    Only for engines where that saves time; lanes that are fresh enough cost nothing.
+    """
+
+    def __init__(self, lanes: Sequence[Lane]):
+        self._lanes = lanes
+
+    def __enter__(self) -> None:
+        self._outer = getattr(_call, "began", None)
+        if self._outer is None:
+            _call.began = began = time.monotonic()
+            pool.for_each(Lane.refresh, [each for each in self._lanes if each.is_due(began)], 8)
+
+    def __exit__(self, *_error: object) -> None:
+        if self._outer is None:
+            del _call.began
+
+
+_call = threading.local()
+
+
+def _ride(delta: Delta, segment: int) -> Delta:
+    """Return a delta whose pointers into one segment lead behind the delta's own record."""
+    return {
+        space: {
+            key: log.rider(entry[1], entry[2])
+            if isinstance(entry, tuple) and entry[0] == segment
+            else entry
+            for key, entry in changes.items()
+        }
+        for space, changes in delta.items()
+    }
 
 
 def now() -> str:

@@ -95,6 +95,8 @@ def lane_keys(
             if key == keys.snapshot(where, number):
                 found.snapshots.append(number)
                 continue
+        if len(parts) == 5 and key == keys.part(keys.lane(home, *parts[:2]), *parts[3:]):
+            continue  # of a write session
         strays.append(key)
     return lanes, strays
 
@@ -354,7 +356,7 @@ def commits(home: Home, lane: bytes, node_id: str) -> dict[str, Commit]:
 
 def commit_record(home: Home, pointer: Pointer) -> Record:
     """Return the record that a COMMIT frame holds."""
-    frame: Frame = home.read_frame(pointer)
+    frame: Frame = home.read_frame("", pointer)  # never behind a record, so of any lane
     if frame.kind != COMMIT:
         raise CorruptError(f"the frame at {pointer[1]} of segment {pointer[0]:016x} is no commit")
     return Record.decode(bytes(frame.payload), f"commit frame at {pointer[1]}")

@@ -30,6 +30,9 @@ class Appender(ABC):
         An append or sync failed; write the same bytes to another appender.
     finished : bool
         It takes no more appends.
+    closed : bool
+    durable : bool
+        It takes no more, and all of it was synced.
     """
 
     def __init__(self, key: str) -> None:
@@ -38,7 +41,8 @@ class Appender(ABC):
         self.failed = False
         self._pid = os.getpid()
         self.finished = False
-        self._closed = False
+        self.closed = False
+        self.durable = False
         self._lock = threading.Lock()
         self._writing: set[threading.Lock] = set()  # one for each append, released at its end
         self._flushes = Flushes(self._lock)
@@ -81,6 +85,8 @@ class Appender(ABC):
     def sync(self) -> None:
         """Make what was appended before this call durable, at the engine's level."""
         self._check_process()
+        if self.durable:
+            return
         self._flushes.join(self._flush_or_fail, self._check_usable)
 
     def _flush_or_fail(self) -> None:
@@ -99,17 +105,18 @@ class Appender(ABC):
             self.finished = True
         self._wait(*self._writing)
         self.sync()
+        self.durable = True
         self.close()
 
     def close(self) -> None:
         """Release the handle once running appends are done.  Does not sync."""
         if self._pid != os.getpid():  # its lock may have been held when the process forked
-            if not self._closed:
-                self._closed = True
+            if not self.closed:
+                self.closed = True
                 self._release()
             return
         with self._lock:
-            self._closed = True
+            self.closed = True
         self._wait(*self._writing, self._flushes.running)
         self._release()
 
@@ -118,6 +125,10 @@ class Appender(ABC):
             if gate is not None and not sys.is_finalizing():  # then its thread never goes on
                 with gate:
                     pass
+
+    def held(self, start: int, length: int) -> bytes | None:
+        """Return a range that was appended and is not stored yet; None once it is."""
+        return None
 
     def __enter__(self) -> Appender:
         return self
@@ -131,7 +142,7 @@ class Appender(ABC):
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "failed" if self.failed else "open"
+        state = "closed" if self.closed else "failed" if self.failed else "open"
         return f"<{type(self).__name__} {self.key} {self.size} bytes {state}>"
 
     @abstractmethod
@@ -154,7 +165,7 @@ class Appender(ABC):
             )
 
     def _check_usable(self) -> None:
-        if self._closed:
+        if self.closed:
             raise EngineError(f"appender of {self.key!r} is closed")
         if self.failed:
             raise EngineError(f"appender of {self.key!r} failed earlier; its tail is not trusted")
@@ -176,7 +187,6 @@ class BufferedAppender(Appender):
         super().__init__(fresh_key(prefix, suffix))
         self._engine = engine
         self._parts: dict[int, list[bytes]] = {}
-        self._stored = False
 
     def _write(self, offset: int, views: list[memoryview]) -> None:
         self._parts[offset] = [bytes(view) for view in views]
@@ -185,13 +195,30 @@ class BufferedAppender(Appender):
         with self._lock:
             self.finished = True
         self._wait(*self._writing)
-        if self._stored or not self.size:
+        if not self.size:
+            self.durable = True
+        if self.durable:
             return
-        data = b"".join(part for at in sorted(self._parts) for part in self._parts[at])
-        if not self._engine.put_if_absent(self.key, data, os.urandom(16)):
+        data = b"".join(part for _, parts in sorted(self._parts.items()) for part in parts)
+        if not self._engine.put_fresh(self.key, data, os.urandom(16)):
             raise EngineError(f"object {self.key!r} is there already, with other bytes")
-        self._stored = True
+        self.durable = True
         self._parts.clear()
+
+    def held(self, start: int, length: int) -> bytes | None:
+        with self._lock:
+            if self.durable or self.closed:
+                return None
+            parts = sorted(self._parts.items())
+        found = []
+        for at, pieces in parts:
+            for piece in pieces:
+                begin, end = max(start - at, 0), min(start + length - at, len(piece))
+                if begin < end:
+                    found.append(piece[begin:end])
+                at += len(piece)
+        data = b"".join(found)
+        return data if len(data) == length else None
 
     def _release(self) -> None:
         self._parts.clear()

@@ -181,6 +181,13 @@ class Engine(ABC):
         the object is absent or whole, and the same call may be made again.
         """
 
+    def put_fresh(self, key: str, data: Buffer, txid: bytes) -> bool:
+        """As `put_if_absent`, of bytes that no earlier call has sent: one request, if all is well.
+
+        An object that is there before anything was sent cannot be an earlier attempt.
+        """
+        return self.put_if_absent(key, data, txid)
+
     def stage(self, prefix: str, data: Buffer, txid: bytes) -> Staged:
         """Begin a `put_if_absent` of a key below `prefix`; nothing is stored so far."""
         return Staged(self, prefix, data, txid)

@@ -1,0 +1,545 @@
+"""How a lane's changes become records where every step is a slow request: buckets.
+
+Threads of a process queue, and the one whose turn it is commits for all. Between processes, a
+writer that keeps losing the race for the next number leaves its change as a *proposal*, and whoever
+puts the next record gathers the proposals it finds into that record. So contending writers cost
+one record per round, not one each.
+
+A gatherer takes a proposal only if no key that it reads or writes has changed since the state it
+was based on, which whoever can put record N + 1 knows for certain. That makes it harmless to meet a
+proposal twice, or after its writer gave up and wrote again: then its keys have changed. Names of
+proposals that were refused stand in the record too. Nothing here needs a clock to be right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from diced import grid, keys, log, pool
+from diced.engine.base import Engine
+from diced.errors import CorruptError, DicedException, NotFoundError
+from diced.log import Delta, Reads, Record
+from diced.segment import sync_all
+from diced.state import Prepare, State, Touched, delta_size, hits, parse_box
+
+if TYPE_CHECKING:
+    from queue import SimpleQueue
+
+    from diced.versioned import Lane
+
+# One combined record: keys, and bytes of frames behind it.
+MOST_KEYS = 2048
+MOST_RIDING = 4 * 2**20
+MOST_PROPOSALS = 256  # looked at in one round
+# A proposal that was based on a state so many records ago is refused.
+EXPIRY = 512
+# Outcomes that a lane remembers, so that nobody's commit is taken twice.
+REMEMBERED = 16384
+# A lane where proposals were seen, or races lost, is contended for so many seconds.
+CONTENDED = 30.0
+# Durations of a request: where records come at shorter intervals, it is no use to try alone.
+BUSY = 4.0
+# Of a request, what lies between two looks for the next record.
+POLL = 0.6
+# Durations of a request after which a writer that was to gather is taken for dead.
+PATIENCE = 12
+
+
+class Part:
+    """One commit on its way into a record.
+
+    Attributes
+    ----------
+    record : Record
+        As if it were committed alone.
+    data : bytes
+        The same, encoded.
+    alone : bool
+        It goes into a record of its own: it is large, or depends on all that its lane holds.
+    outcome : int or DicedException or None
+        The number of the record that holds it; REFUSED if it must be made anew; an error.
+    """
+
+    __slots__ = ("alone", "data", "outcome", "record")
+
+    def __init__(self, record: Record, data: bytes):
+        self.record = record
+        self.data = data
+        self.alone = bool(
+            "whole" in record.head
+            or "body" in record.head
+            or len(data) > log.MAX_RIDING // 4
+            or delta_size(record.delta) > MOST_KEYS // 4
+        )
+        self.outcome: int | DicedException | None = None
+
+    @property
+    def txid(self) -> str:
+        """The transaction id."""
+        return str(self.record.head["txid"])
+
+
+REFUSED = 0
+# What a combined record keeps of each commit in it.
+KEPT = ("txid", "base", "user", "time", "op", "box")
+
+
+class Combiner:
+    """The commits of one lane in this process.
+
+    Parameters
+    ----------
+    lane : Lane
+
+    Attributes
+    ----------
+    turn : threading.Lock
+        Held by the thread that commits for all.
+    """
+
+    def __init__(self, lane: Lane):
+        self._lane = lane
+        self._outcomes: dict[str, int] = {}
+        self._contended = float("-inf")  # until when
+        self._crowd = 1  # proposals in the last combined record, one's own included
+        self._request = 0.02  # seconds, a running mean
+        self._proposals: dict[str, list[Part]] = {}  # what was gathered before, by key
+        self._stamps: list[float] = []  # seconds of the day when the newest records were made
+        self._decided: set[str] = set()  # keys of proposals that need no one any more
+        self.renew_lock()
+
+    def renew_lock(self) -> None:
+        """Make the lock anew: at birth and after a fork."""
+        self.turn = threading.Lock()
+        self._waiting: list[Part] = []
+
+    def note(self, number: int, record: Record) -> None:
+        """Be told of every record that the lane takes in."""
+        heads = record.commits()
+        for head in heads:
+            self._outcomes[head["txid"]] = number
+        hours, minutes, seconds = heads[-1]["time"][11:-1].split(":")
+        self._stamps.append(int(hours) * 3600 + int(minutes) * 60 + float(seconds))
+        del self._stamps[:-16]
+        for txid in record.head.get("void", ()):
+            self._outcomes.setdefault(txid, REFUSED)
+        while len(self._outcomes) > REMEMBERED:
+            del self._outcomes[next(iter(self._outcomes))]
+        if "gathered" in record.head:
+            self._crowd = record.head["gathered"]
+            self._contended = time.monotonic() + CONTENDED
+
+    def commit(self, prepare: Prepare, state: State, op: str, user: str) -> int:
+        """Commit one change; as `Lane.commit`, `state` being what it begins with."""
+        lane = self._lane
+        touched: Touched | None = None
+        while True:
+            change = prepare(state, touched)
+            if change is None:
+                return state.number
+            record, data, frames = lane.compose(state, change, op, user)
+            if frames is not None:
+                sync_all(frames.segments)
+            part = Part(record, data)
+            self._waiting.append(part)
+            try:
+                with self.turn:
+                    while part.outcome is None:  # else another thread has done it
+                        self._round()
+            finally:
+                with contextlib.suppress(ValueError):
+                    self._waiting.remove(part)
+            if isinstance(part.outcome, DicedException):
+                raise part.outcome
+            if part.outcome != REFUSED:
+                return part.outcome
+            newer = lane.refresh()
+            lane.check_open(newer)
+            touched = lane.touched(change.reads, state.number, newer)
+            state = newer
+
+    # -- rounds ----------------------------------------------------------------------------
+
+    def _round(self) -> None:
+        """Try once to commit what waits; a lost race may decide all, some or none of it."""
+        parts = [part for part in list(self._waiting) if part.outcome is None]
+        try:
+            alone = [part for part in parts if part.alone]
+            if alone:
+                self._alone(alone[0])
+            elif time.monotonic() < self._contended:
+                self._propose(parts)
+            elif not self._direct(parts) and (self._is_busy() or not self._direct(parts)):
+                self._contended = time.monotonic() + CONTENDED
+        except DicedException as error:
+            # What was sent may have landed; whether it did is not known to the callers.
+            for part in parts:
+                if part.outcome is None:
+                    part.outcome = error
+
+    def _alone(self, part: Part) -> None:
+        state = self._settle_known([part])
+        if part.outcome is None and not self._put(state, part.record, part.data, [part]):
+            time.sleep(random.uniform(0, self._request))
+            self._lane.probe()
+
+    def _is_busy(self) -> bool:
+        """Catch up after a lost race, and tell whether the next one would be lost as well.
+
+        By the times in the newest records: clocks may differ, and all that is at stake is work.
+        """
+        lane = self._lane
+        before = lane.known().number
+        lane.probe()
+        stamps = sorted(self._stamps[-(lane.known().number - before) :][-4:])
+        gaps = [(b - a) % 86400 for a, b in itertools.pairwise(stamps)]
+        return bool(gaps) and sum(gaps) / len(gaps) < BUSY * self._request
+
+    def _direct(self, parts: list[Part]) -> bool:
+        """Put all that can go into the next record; False after a lost race."""
+        state = self._settle_known(parts)
+        mine = self._fitting(parts)
+        return not mine or self._put(state, *self._joined(state, mine), mine)
+
+    def _settle_known(self, parts: Sequence[Part]) -> State:
+        """Decide parts as far as the known state tells, and return it."""
+        lane = self._lane
+        state = lane.known()
+        for part in parts:
+            if part.outcome is not None:
+                continue
+            part.outcome = self._outcomes.get(part.txid)
+            if part.outcome is None:
+                try:
+                    lane.check_open(state)
+                except DicedException as error:
+                    part.outcome = error
+                    continue
+                reads = None if "whole" in part.record.head else part.record.reads
+                if lane.touched(reads, part.record.head["base"], state) != {}:
+                    part.outcome = REFUSED
+        return state
+
+    def _fitting(self, parts: Sequence[Part]) -> list[Part]:
+        """Choose undecided parts for one record: bounded, and none reads what another writes."""
+        chosen: list[Part] = []
+        written: Delta = {}
+        count = riding = 0
+        for part in parts:
+            if part.outcome is not None or part.alone:
+                continue
+            size = delta_size(part.record.delta)
+            if chosen and (
+                count + size > MOST_KEYS
+                or riding + len(part.record.frames) > MOST_RIDING
+                or hits(part.record.reads, [written])
+            ):
+                continue
+            chosen.append(part)
+            count, riding = count + size, riding + len(part.record.frames)
+            for space, changes in part.record.delta.items():
+                written.setdefault(space, {}).update(changes)
+        return chosen
+
+    def _joined(
+        self, state: State, parts: list[Part], void: Sequence[str] = (), gathered: int = 0
+    ) -> tuple[Record, bytes]:
+        """Return one record that holds these parts, in this order, and its bytes.
+
+        `void` names refused proposals, `gathered` counts those that are in it.
+        """
+        if len(parts) == 1 and not void:
+            return parts[0].record, parts[0].data
+        head: dict[str, Any] = {
+            "txid": log.new_txid(),
+            "node": self._lane.node_id,
+            "base": state.number,
+            "durability": self._lane.home.engine.durability,
+            "parts": [{name: part.record.head[name] for name in KEPT} for part in parts],
+        }
+        if void:
+            head["void"] = list(void)
+        if gathered:
+            head["gathered"] = gathered
+        delta: Delta = {}
+        reads: Reads = {}
+        frames: list[bytes] = []
+        box = None
+        at = 0
+        for part in parts:
+            for space, changes in part.record.delta.items():
+                moved = {
+                    key: log.shift(entry, at) if at else entry for key, entry in changes.items()
+                }
+                delta.setdefault(space, {}).update(moved)
+            for space, names in part.record.reads.items():
+                reads.setdefault(space, []).extend(names)
+            box = grid.union(box, parse_box(part.record.head.get("box")))
+            frames.append(part.record.frames)
+            at += len(part.record.frames)
+        head.update(
+            box=box, op="combined", user=parts[0].record.head["user"],
+            time=parts[0].record.head["time"],
+        )  # fmt: skip
+        reads = {space: sorted(set(names)) for space, names in reads.items()}
+        record = Record(log.DATA, head, delta, reads, b"".join(frames))
+        return record, record.encode()
+
+    def _put(self, state: State, record: Record, data: bytes, mine: list[Part]) -> bool:
+        """Put a record after a state; False after a lost race."""
+        number = state.number + 1
+        began = time.monotonic()
+        won = self._lane.log.put(number, data, record.head["txid"])
+        self._request += (time.monotonic() - began - self._request) / 4
+        if won:
+            self._lane.checked = max(self._lane.checked, began)  # nobody was before it
+            held = {head["txid"] for head in record.commits()}
+            for part in mine:
+                if part.txid in held:
+                    part.outcome = number
+            self._lane.least = max(self._lane.least, number)
+            self._lane.published(number, record)
+        return won
+
+    # -- proposals -------------------------------------------------------------------------
+
+    def _propose(self, parts: list[Part]) -> None:
+        """Leave parts as a proposal, and wait until it was gathered, or gather it."""
+        lane = self._lane
+        self._settle_known(parts)
+        mine = self._fitting(parts)
+        if not mine:
+            return
+        key = keys.proposal(lane.log.prefix, log.new_txid())
+        data = b"".join(_proposal(part) for part in mine)
+        tail: list[int] = []
+
+        def begin(put: bool) -> None:
+            # A record that is listed and holds the proposal already is met when this gathers.
+            if put:
+                lane.home.engine.put_fresh(key, data, bytes.fromhex(mine[0].txid))
+            else:
+                tail.append(lane.log.tail(lane.known().number))
+
+        try:
+            pool.for_each(begin, (True, False), 2)
+            self._wait(mine, tail[0], key)
+        finally:
+            _delete_later(lane.home.engine, key)
+
+    def _wait(self, mine: list[Part], number: int, own: str) -> None:
+        """Wait for records after `number` that decide these parts; gather when none comes."""
+        lane = self._lane
+        turn, attempt = self._turn(), 0
+        while any(part.outcome is None for part in mine):
+            record = lane.log.find(number + 1)
+            if record is not None:
+                number += 1
+                self._meet(mine, number, record)
+                turn, attempt = self._turn(), 0
+            elif time.monotonic() < turn:
+                pause = POLL * max(1.0, self._crowd / 8) * self._request
+                time.sleep(max(0.0, min(pause, turn - time.monotonic())))
+            else:
+                last = self._gather(mine, number, own, attempt)
+                if last == number:  # another does, and may have died
+                    attempt += 1
+                    turn = time.monotonic() + attempt * PATIENCE * self._request
+                else:
+                    number, turn, attempt = last, self._turn(), 0
+
+    def _meet(self, mine: list[Part], number: int, record: Record) -> None:
+        """See what a record says of these parts, without taking in those before it."""
+        lane = self._lane
+        self.note(number, record)
+        for part in mine:
+            if part.outcome is None:
+                part.outcome = self._outcomes.get(part.txid)
+                if part.outcome is not None:
+                    lane.least = max(lane.least, number)
+        if record.type == log.LOCK:
+            lane.probe(number)
+            self._settle_known(mine)
+
+    def _turn(self) -> float:
+        """Return when to gather if nobody has: spread so that few waiters begin at once."""
+        return time.monotonic() + random.uniform(0.0, max(1.0, self._crowd / 4)) * self._request
+
+    def _gather(self, mine: list[Part], number: int, own: str, attempt: int) -> int:
+        """Put a record with these parts and the proposals of others; return the last number.
+
+        Only one writer does so for each number, the one that claims it, and later another one if
+        nothing came of that: a hint that saves work.
+        """
+        lane = self._lane
+        engine = lane.home.engine
+        found: list[list[str]] = []
+        claim = keys.claim(lane.log.prefix, number + 1, attempt)
+        stamp = bytes.fromhex(log.new_txid())
+        claimed: list[bool] = []
+
+        def look(what: int) -> None:
+            if what == 0:
+                claimed.append(engine.put_fresh(claim, stamp, stamp))
+            elif what == 1:
+                found.append(list(engine.list(keys.proposals(lane.log.prefix))))
+            else:
+                lane.probe(number)
+
+        pool.for_each(look, (2, 1, 0), 3)
+        state = self._settle_known(mine)
+        live = self._fitting(mine)
+        if claimed[0]:
+            _delete_later(engine, claim, 2 * PATIENCE * self._request)
+        if not live or state.number > number or not claimed[0]:
+            return state.number
+        void: list[str] = []
+        gathered = 1
+        for key, parts in self._load([key for key in found[0] if key != own]):
+            undecided = [part for part in parts if part.txid not in self._outcomes]
+            if not undecided:
+                self._tidy(key)
+                continue
+            chosen = [part for part in undecided if self._allows(state, part, void)]
+            before = len(live)
+            live = self._fitting_more(live, chosen)
+            gathered += len(live) > before
+        if gathered == 1 and not void:
+            self._contended = float("-inf")  # nobody else is here any more
+        self._put(state, *self._joined(state, live, void, gathered), mine)
+        return max(number + 1, lane.known().number)  # lost or won, the next one is there
+
+    def _allows(self, state: State, part: Part, void: list[str]) -> bool:
+        """Tell whether a proposal still holds; else it is added to the refused."""
+        record = part.record
+        base = record.head["base"]
+        names: Reads = {space: list(each) for space, each in record.reads.items()}
+        for space, changes in record.delta.items():
+            names.setdefault(space, []).extend(changes)
+        if state.number - base > EXPIRY or self._lane.touched(names, base, state) != {}:
+            void.append(part.txid)
+            return False
+        return True
+
+    def _fitting_more(self, live: list[Part], more: list[Part]) -> list[Part]:
+        """Add parts of others that neither read nor write what is written already."""
+        for part in more:
+            written = [each.record.delta for each in live]
+            names: Reads = {space: list(changes) for space, changes in part.record.delta.items()}
+            if hits(names, written):
+                continue  # the next one that gathers finds it outdated, or not
+            fitting = self._fitting([*live, part])
+            if len(fitting) > len(live):
+                live = fitting
+        return live
+
+    def _load(self, names: list[str]) -> list[tuple[str, list[Part]]]:
+        """Read proposals that were not read before; those that are gone are forgotten."""
+        known = self._proposals
+        self._proposals = {key: known[key] for key in names if key in known}
+        fresh = [key for key in names if key not in known][:MOST_PROPOSALS]
+        for key, parts in zip(fresh, pool.map_ordered(self._read, fresh, pool.LIMIT), strict=True):
+            if parts:
+                self._proposals[key] = parts
+        return list(self._proposals.items())
+
+    def _read(self, key: str) -> list[Part]:
+        try:
+            return list(_parts(self._lane.home.engine.get(key), key))
+        except (NotFoundError, CorruptError):
+            return []  # its writer is done with it; or nobody can be, and it stays
+
+    def _tidy(self, key: str) -> None:
+        """Remove the proposal of a writer that died, seen decided twice: the living do it."""
+        if key in self._decided:
+            self._decided.discard(key)
+            _delete_later(self._lane.home.engine, key)
+        elif len(self._decided) < MOST_PROPOSALS:
+            self._decided.add(key)
+
+
+def _proposal(part: Part) -> bytes:
+    """Return a part as it stands in a proposal: a record of its own, which no log holds."""
+    record = part.record
+    return Record(log.PROPOSAL, record.head, record.delta, record.reads, record.frames).encode()
+
+
+def _parts(data: bytes, key: str) -> Iterator[Part]:
+    """Yield the parts of a proposal."""
+    at = 0
+    while at < len(data):
+        size = Record.measure(data[at:])
+        record = Record.decode(data[at : at + size], key)
+        at += size
+        record.frames = data[at : at + record.head.get("frames", 0)]
+        at += len(record.frames)
+        if record.type != log.PROPOSAL or len(record.frames) != record.head.get("frames", 0):
+            raise CorruptError(f"{key}: no proposal")
+        record.type = log.DATA
+        yield Part(record, b"")
+
+
+# -- deletions that nobody waits for -----------------------------------------------------------
+
+
+class _Deleter:
+    """One thread of this process that deletes what is done, each thing after some time."""
+
+    def __init__(self) -> None:
+        self._tasks: SimpleQueue[tuple[float, Engine, str]] | None = None
+        self._lock = threading.Lock()
+
+    def add(self, engine: Engine, key: str, after: float) -> None:
+        with self._lock:
+            if self._tasks is None:
+                from queue import SimpleQueue  # 1 ms
+
+                tasks: SimpleQueue[tuple[float, Engine, str]] = SimpleQueue()
+                thread = threading.Thread(
+                    target=self._serve, args=(tasks,), name="diced-tidy", daemon=True
+                )
+                try:
+                    thread.start()
+                except RuntimeError:
+                    return  # the interpreter is ending; who gathers next removes it
+                self._tasks = tasks
+        self._tasks.put((time.monotonic() + after, engine, key))
+
+    def _serve(self, tasks: SimpleQueue[tuple[float, Engine, str]]) -> None:
+        from queue import Empty
+
+        waiting: list[tuple[float, Engine, str]] = []
+        while True:
+            try:
+                now = time.monotonic()
+                wait = min((due - now for due, _, _ in waiting), default=None)
+                waiting.append(tasks.get(timeout=None if wait is None else max(0.0, wait)))
+            except Empty:
+                pass
+            now = time.monotonic()
+            ready = [each for each in waiting if each[0] <= now]
+            waiting = [each for each in waiting if each[0] > now]
+            for _, engine, key in ready:
+                with contextlib.suppress(DicedException):
+                    engine.delete(key)
+            ready.clear()
+
+
+def _delete_later(engine: Engine, key: str, after: float = 0.0) -> None:
+    _deleter.add(engine, key, after)
+
+
+def _reset() -> None:
+    global _deleter
+    _deleter = _Deleter()
+
+
+_deleter = _Deleter()
+os.register_at_fork(after_in_child=_reset)
