@@ -65,9 +65,11 @@ class Part:
         It goes into a record of its own: it is large, or depends on all that its lane holds.
     outcome : int or DicedException or None
         The number of the record that holds it; REFUSED if it must be made anew; an error.
+    since : int or None
+        The last record that was known when this was first proposed: later ones may hold it.
     """
 
-    __slots__ = ("alone", "data", "outcome", "record")
+    __slots__ = ("alone", "data", "outcome", "record", "since")
 
     def __init__(self, record: Record, data: bytes):
         self.record = record
@@ -79,6 +81,7 @@ class Part:
             or delta_size(record.delta) > MOST_KEYS // 4
         )
         self.outcome: int | DicedException | None = None
+        self.since: int | None = None
 
     @property
     def txid(self) -> str:
@@ -215,17 +218,41 @@ class Combiner:
         for part in parts:
             if part.outcome is not None:
                 continue
-            part.outcome = self._outcomes.get(part.txid)
+            self._decide(part, state.number)
             if part.outcome is None:
+                reads = None if "whole" in part.record.head else part.record.reads
+                if lane.touched(reads, part.record.head["base"], state) != {}:
+                    self._refuse(part, state.number)
+            if not part.outcome:  # undecided, or to be made anew
                 try:
                     lane.check_open(state)
                 except DicedException as error:
                     part.outcome = error
-                    continue
-                reads = None if "whole" in part.record.head else part.record.reads
-                if lane.touched(reads, part.record.head["base"], state) != {}:
-                    part.outcome = REFUSED
         return state
+
+    def _decide(self, part: Part, last: int) -> None:
+        """Decide a part if the records that were read, the `last` of them at most, name it."""
+        outcome = self._outcomes.get(part.txid)
+        if outcome == REFUSED:
+            self._refuse(part, last)
+        elif outcome is not None:
+            part.outcome = outcome
+            self._lane.least = max(self._lane.least, outcome)
+
+    def _refuse(self, part: Part, last: int) -> None:
+        """Have a part made anew, unless a record up to `last` holds it.
+
+        It can be in one that this process did not read: a snapshot leads past records, and a
+        listing can be later than the put beside it. Whoever refused it then did not know either.
+        """
+        log_ = self._lane.log
+        if part.since is not None:
+            numbers = range(part.since + 1, last + 1)
+            for number, record in zip(numbers, log_.read_many(numbers), strict=True):
+                self.note(number, record)
+        outcome = self._outcomes.get(part.txid, REFUSED)
+        part.outcome = outcome
+        self._lane.least = max(self._lane.least, outcome or last)
 
     def _fitting(self, parts: Sequence[Part]) -> list[Part]:
         """Choose undecided parts for one record: bounded, and none reads what another writes."""
@@ -319,10 +346,12 @@ class Combiner:
             return
         key = keys.proposal(lane.log.prefix, log.new_txid())
         data = b"".join(_proposal(part) for part in mine)
+        for part in mine:
+            part.since = lane.known().number if part.since is None else part.since
         tail: list[int] = []
 
         def begin(put: bool) -> None:
-            # A record that is listed and holds the proposal already is met when this gathers.
+            # A record that is listed may hold the proposal already: `_refuse` sees to that.
             if put:
                 lane.home.engine.put_fresh(key, data, bytes.fromhex(mine[0].txid))
             else:
@@ -361,9 +390,7 @@ class Combiner:
         self.note(number, record)
         for part in mine:
             if part.outcome is None:
-                part.outcome = self._outcomes.get(part.txid)
-                if part.outcome is not None:
-                    lane.least = max(lane.least, number)
+                self._decide(part, number)
         if record.type == log.LOCK:
             lane.probe(number)
             self._settle_known(mine)

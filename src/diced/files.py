@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from diced._compress import lz4_compress, lz4_decompress
 from diced.errors import CorruptError, InvalidError, NotFoundError, near_matches
-from diced.handle import Handle
+from diced.handle import Handle, together
 from diced.log import Entry
 from diced.segment import MAX_KEY, VALUE, Frames, frame_header
 from diced.state import Change, State
@@ -40,6 +40,7 @@ class KeyValueArray(Handle):
 
     # -- reading ---------------------------------------------------------------------------
 
+    @together()
     def __getitem__(self, key: str) -> bytes:
         lane = self._lane()
         state = lane.refresh()
@@ -53,6 +54,7 @@ class KeyValueArray(Handle):
             )
         return self._value(lane, name, entry)
 
+    @together()
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value of a key, or `default`."""
         lane = self._lane()
@@ -62,6 +64,7 @@ class KeyValueArray(Handle):
         entry = lane.get(lane.refresh(), SPACE, name)
         return default if entry is None else self._value(lane, name, entry)
 
+    @together()
     def __contains__(self, key: object) -> bool:
         if not isinstance(key, str) or not key:
             return False
@@ -94,6 +97,7 @@ class KeyValueArray(Handle):
     def __iter__(self) -> Iterator[str]:
         return self.keys()
 
+    @together()
     def __len__(self) -> int:
         return sum(1 for _ in self._range("", None, None))
 
@@ -127,6 +131,7 @@ class KeyValueArray(Handle):
     def __setitem__(self, key: str, value: bytes | str) -> None:
         self.put_many({key: value}, operation=f"put {key}")
 
+    @together(lane=False)
     def put_many(self, values: Mapping[str, bytes | str], *, operation: str = "put") -> None:
         """Store several values in one commit, seen whole or not at all."""
         self._repo._check_writable(self._spec)
@@ -139,6 +144,7 @@ class KeyValueArray(Handle):
             delta[self._key(key)] = self._store(lane, self._key(key), value, frames)
         self._put(lane, delta, frames, operation)
 
+    @together(lane=False)
     def __delitem__(self, key: str) -> None:
         self._repo._check_writable(self._spec)
         lane = self._lane()
@@ -151,6 +157,7 @@ class KeyValueArray(Handle):
 
         self._commit(lane, prepare, f"delete {key}")
 
+    @together(lane=False)
     def delete_many(self, names: list[str], *, operation: str = "delete") -> None:
         """Delete several keys in one commit; absent ones are ignored."""
         self._repo._check_writable(self._spec)

@@ -84,6 +84,15 @@ def block_coords(keys: Sequence[bytes], dims: int) -> np.ndarray:
     return np.asarray(_blocks.unmorton(table, dims))
 
 
+def is_open(index: Any) -> bool:
+    """Tell whether an index has ends that depend on what was written."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(
+        each is Ellipsis or (isinstance(each, slice) and (each.start is None or each.stop is None))
+        for each in parts
+    )
+
+
 def pieces(
     lo: Sequence[int], hi: Sequence[int], block_shape: Sequence[int]
 ) -> Iterable[tuple[Sequence[int], Sequence[int]]]:

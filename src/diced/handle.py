@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from diced.attrs import Attributes
 from diced.errors import LockedError
 from diced.spec import ArraySpec
 from diced.state import Prepare, State
-from diced.versioned import Lane
+from diced.versioned import Lane, moment
 
 if TYPE_CHECKING:
     from diced.repo import DicedRepo
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Method = Callable[Concatenate[Any, P], T]
+
+
+def together(lane: bool = True) -> Callable[[Method[P, T]], Method[P, T]]:
+    """Have a method ask for all that is newer side by side, where a question takes long.
+
+    `lane`: the array's own log, too; a write finds out when it commits.
+    """
+
+    def wrap(method: Method[P, T]) -> Method[P, T]:
+        @functools.wraps(method)
+        def wrapped(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+            repo = self._repo
+            if not repo.remote:
+                return method(self, *args, **kwargs)
+            with moment(repo._lanes_for(self._spec, lane)):
+                return method(self, *args, **kwargs)
+
+        return cast(Method[P, T], wrapped)
+
+    return wrap
 
 
 class Handle:

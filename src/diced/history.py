@@ -11,8 +11,9 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from diced import keys, log
+from diced import keys, log, pool
 from diced.dag import LOCKED, LOCKING, OPEN, Dag, Node
+from diced.engine.base import Engine
 from diced.errors import (
     AlreadyExistsError,
     CorruptError,
@@ -320,11 +321,7 @@ class History:
         """Remove the logs of deleted arrays; safe to stop and repeat. Returns objects removed."""
         removed = 0
         for array_id in self.view().dead:
-            prefix = f"{self.home.prefix}/lanes/{array_id}"
-            # Last records first: what is left of a log stays a log.
-            for key in reversed(list(self.home.engine.list(prefix))):
-                self.home.engine.delete(key)
-                removed += 1
+            removed += remove_below(self.home.engine, f"{self.home.prefix}/lanes/{array_id}")
             dead = (DEAD, bytes.fromhex(array_id), None)
             self._transact(lambda _t, _n, dead=dead: [dead], "swept array")  # type: ignore[misc]
         return removed
@@ -375,6 +372,10 @@ class History:
             old.stale = True  # its handles get another, so that `renew` reaches all in use
         return self._lanes.setdefault((spec.id, where), lane)
 
+    def known_lane(self, spec: ArraySpec, where: str) -> Lane | None:
+        """Return the lane of an array that this process has used of late, or None."""
+        return self._lanes.get((spec.id, where))
+
     def operations(self, node_id: str, name: str | None) -> Iterator[dict[str, Any]]:
         """Yield the commits that led to a node, oldest version first, then by array and number."""
         view = self.view()
@@ -398,6 +399,14 @@ class History:
                             "user": head["user"], "time": head["time"], "operation": head["op"],
                             "box": head.get("box"),
                         }  # fmt: skip
+
+
+def remove_below(engine: Engine, prefix: str) -> int:
+    """Delete all objects below a prefix, which nothing refers to; return how many there were."""
+    # Last records first: what is left of a log stays a log, where deletions are in order.
+    found = list(engine.list(prefix))[::-1]
+    pool.for_each(engine.delete, found, pool.LIMIT if engine.remote else 1)
+    return len(found)
 
 
 def _trim(kept: dict[Any, Any]) -> list[Any]:

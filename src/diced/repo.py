@@ -20,8 +20,9 @@ from diced.errors import (
 )
 from diced.files import KeyValueArray
 from diced.history import History, View, locked_message
+from diced.keys import NO_NODE
 from diced.spec import ArrayDtype, ArraySpec
-from diced.versioned import Lane, now
+from diced.versioned import Lane, moment, now
 
 if TYPE_CHECKING:
     from diced.store import DicedStore
@@ -43,6 +44,7 @@ class DicedRepo:
     ):
         self.store = store
         self.readonly = readonly
+        self.remote = store.engine.remote
         self._id = repo_id
         self._history = history
         self._node_id = node_id
@@ -240,8 +242,9 @@ class DicedRepo:
             raise CorruptError(f"{META}/{RESTRICTIONS} is not a JSON list of names") from None
 
     def _visible(self) -> dict[str, ArraySpec]:
-        self.store._repo_fields(self._id)  # deleted meanwhile?
-        return self._history.visible(self._history.view(), self._node_id)
+        with moment(self._metadata() if self.remote else ()):
+            self.store._repo_fields(self._id)  # deleted meanwhile?
+            return self._history.visible(self._history.view(), self._node_id)
 
     def _array(self, spec: ArraySpec) -> Any:
         try:
@@ -436,6 +439,16 @@ class DicedRepo:
         except CorruptError:
             self._spec(spec)  # deleted and swept: that is the better answer
             raise
+
+    def _lanes_for(self, spec: ArraySpec, lane: bool) -> list[Lane]:
+        """Return the lanes that a call on an array may want to be newer, as far as known."""
+        where = self._node_id if spec.versioned else NO_NODE
+        found = [] if spec.versioned and self._locked_id == where else self._metadata()
+        known = self._history.known_lane(spec, where) if lane else None
+        return found if known is None else [*found, known]
+
+    def _metadata(self) -> list[Lane]:
+        return [self.store._meta.lane, self._history.meta.lane]
 
     def _spec(self, spec: ArraySpec) -> ArraySpec:
         """Return the newest description of an array, or raise if it or the repo was deleted."""

@@ -23,7 +23,7 @@ from diced.errors import (
     UnsupportedError,
     near_matches,
 )
-from diced.history import History, check_name
+from diced.history import History, check_name, remove_below
 from diced.home import Home
 from diced.meta import Edits, Meta, Tables
 from diced.repo import FILES, META, DicedRepo
@@ -43,7 +43,7 @@ class DicedStore:
     Parameters
     ----------
     location : str or os.PathLike
-        A path, ``memory://`` or ``memory://name``.
+        A path, ``memory://``, ``memory://name``, or ``gs://bucket/prefix``.
     port, rpcport, appdir : optional
         As of old. Opening a location starts no server.
     permissionfile : str, optional
@@ -64,6 +64,9 @@ class DicedStore:
         blocks again: slices, neighbouring boxes, single voxels.
     user : str, optional
         Recorded in commits; the login name by default.
+    max_age : float, optional
+        Seconds for which a read at an open version may go by what it last asked of a bucket; 1.0
+        by default. What this store wrote itself is always seen. Disks are asked every time.
 
     Raises
     ------
@@ -85,6 +88,7 @@ class DicedStore:
         cache_bytes: int = 64 * 2**20,
         block_cache_bytes: int = 0,
         user: str | None = None,
+        max_age: float | None = None,
     ):
         if durability not in DURABILITIES:
             raise InvalidError(f"durability is one of {DURABILITIES}; got {durability!r}")
@@ -107,9 +111,19 @@ class DicedStore:
         self.cache_bytes = cache_bytes
         self.block_cache_bytes = block_cache_bytes
         self.user = user if user is not None else _login_name()
+        if max_age is not None and not max_age >= 0:
+            raise InvalidError(f"max_age is at least 0 seconds; got {max_age}")
+        self.max_age = max_age
+        self.permissionfile = permissionfile if url.startswith("gs://") else None
         self.engine = open_engine(
-            url, durability=durability, readonly=readonly, create=create and not readonly
+            url,
+            durability=durability,
+            readonly=readonly,
+            create=create and not readonly,
+            permissionfile=self.permissionfile,
         )
+        if max_age is not None:
+            self.engine.max_age = max_age
         self.url = self.engine.url
         try:
             self.uuid = self._open(create and not readonly)
@@ -326,11 +340,7 @@ class DicedStore:
         self._check_writable()
         removed = 0
         for key in list(self._meta.read()[1][DEAD]):
-            prefix = keys.repo_home(key.decode())
-            # Last records first: what is left of a log stays a log.
-            for each in reversed(list(self.engine.list(prefix))):
-                self.engine.delete(each)
-                removed += 1
+            removed += remove_below(self.engine, keys.repo_home(key.decode()))
             self._meta.transact(
                 lambda _tables, _number, key=key: [(DEAD, key, None)],  # type: ignore[misc]
                 op="swept repo",
@@ -442,7 +452,7 @@ class DicedStore:
         options = {
             "readonly": self.readonly, "durability": self.durability, "threads": self.threads,
             "cache_bytes": self.cache_bytes, "block_cache_bytes": self.block_cache_bytes,
-            "user": self.user,
+            "user": self.user, "max_age": self.max_age, "permissionfile": self.permissionfile,
         }  # fmt: skip
         return _reopen, (self.url, options)
 

@@ -27,8 +27,7 @@ def find_credentials(
             f"gs:// needs google-cloud-storage: pip install google-cloud-storage ({error})"
         ) from error
 
-    named = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
-    who = f"the credentials of {named!r}" if named else "the default credentials"
+    who = "the default credentials"
     if permissionfile is not None:
         path = os.fspath(permissionfile)
         who = f"the key of permissionfile {path!r}"
@@ -46,16 +45,20 @@ def find_credentials(
         try:
             client = Client(project=None)
         except DefaultCredentialsError as error:
-            if named or not readonly:  # a file that is named and broken is an error for readers too
+            # A file that is named and broken has another message, and is an error for readers too.
+            if not readonly or "credentials were not found" not in str(error):
                 raise AccessError(
                     f"no credentials for bucket {bucket!r}: {str(error).rstrip('.')}; {REMEDY}"
                 ) from error
             client = Client.create_anonymous_client()
         except (GoogleAuthError, ValueError, TypeError, KeyError, AttributeError) as error:
             # The last four are what a malformed file raises in there.
-            raise AccessError(f"{who} for bucket {bucket!r} are of no use: {error}") from error
+            raise AccessError(
+                f"{who} for bucket {bucket!r} are of no use: {error}; {REMEDY}"
+            ) from error
     credentials = client._credentials
-    # An emulator has no use for tokens, and fetching one may be impossible where it runs.
-    if isinstance(credentials, AnonymousCredentials) or os.environ.get("STORAGE_EMULATOR_HOST"):
+    endpoint: str = client._connection.API_BASE_URL
+    # Plain http is an emulator's, which STORAGE_EMULATOR_HOST named; no token belongs there.
+    if isinstance(credentials, AnonymousCredentials) or endpoint.startswith("http:"):
         credentials, who = None, "no credentials"
-    return client._connection.API_BASE_URL, credentials, who
+    return endpoint, credentials, who

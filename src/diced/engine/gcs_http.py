@@ -390,10 +390,12 @@ class Wire:
 def _surroundings(endpoint: str) -> tuple[str, str | None]:
     """Return the file of certificate authorities and the proxy, as requests would take them."""
     import certifi
-    from requests.utils import get_environ_proxies, select_proxy
+    import requests
 
-    authorities = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
-    return authorities or certifi.where(), select_proxy(endpoint, get_environ_proxies(endpoint))
+    with requests.Session() as session:
+        found = session.merge_environment_settings(endpoint, {}, None, None, None)
+    authorities = found["verify"] if isinstance(found["verify"], str) else certifi.where()
+    return authorities, requests.utils.select_proxy(endpoint, found["proxies"])
 
 
 def _fetch(*args: Any, **options: Any) -> Any:
