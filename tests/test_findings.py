@@ -16,7 +16,6 @@ from diced import (
     InvalidError,
     NotFoundError,
     fsck,
-    pending,
     versioned,
 )
 from diced.errors import EngineError
@@ -123,8 +122,8 @@ def test_a_batch_stays_at_its_version(repo):
 @pytest.mark.parametrize("late", [False, True])
 def test_an_assignment_that_broke_inside_a_batch_spoils_it(repo, monkeypatch, late):
     if not late:  # blocks are encoded at once, not with others
-        monkeypatch.setattr(pending, "GROUP_BLOCKS", 1)
-        monkeypatch.setattr(pending, "GROUP_BYTES", 1)
+        monkeypatch.setattr(encoding, "GROUP_BLOCKS", 1)
+        monkeypatch.setattr(encoding, "GROUP_BYTES", 1)
     array = repo.create_array("a", np.uint8, 1, block_shape=(4,))
     real = type(array._blocks().home.writer).append
     calls = []

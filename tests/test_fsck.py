@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diced import DicedStore, codec, keys, registry, versioned
+from diced import DicedStore, codec, compose, keys, registry, versioned
 from diced.errors import (
     AccessError,
     CorruptError,
@@ -33,7 +33,7 @@ def small_logs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def bodies_in_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave only the heads of most commits in the records, also of metadata."""
-    monkeypatch.setattr(versioned, "INLINE_BODY", 300)
+    monkeypatch.setattr(compose, "INLINE_BODY", 300)
 
 
 @pytest.fixture(params=["memory", "local"])

@@ -18,11 +18,18 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import from_dtype
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from model import FIRST_BLOCK, LAST_BLOCK, Content, Kind, Repo, key_order, same
 
 import diced
-from diced import blocks, grid, index, pending, segment, versioned
+from diced import blocks, compose, encoding, grid, index, segment, versioned
 from diced.engine import memory
 
 DTYPES = [
@@ -41,7 +48,7 @@ SMALL = [
     (versioned, "SNAPSHOT_RECORDS", 3),
     (versioned, "SNAPSHOT_ENTRIES", 12),
     (versioned, "META_SNAPSHOT_RECORDS", 4),
-    (versioned, "INLINE_BODY", 300),
+    (compose, "INLINE_BODY", 300),
     (versioned, "RECENT", 5),
     (index, "PAGE_COST", 2048),
     (index, "_ENTRY_COST", 512),
@@ -50,8 +57,8 @@ SMALL = [
     (blocks, "READ_BYTES", 500),
     (blocks, "PARALLEL_BLOCKS", 1),
     (blocks, "OPEN_AT_ONCE", 2),
-    (pending, "GROUP_BYTES", 500),
-    (pending, "GROUP_BLOCKS", 1),
+    (encoding, "GROUP_BYTES", 500),
+    (encoding, "GROUP_BLOCKS", 1),
     (grid, "BLOCKS_PER_PIECE", 3),
     (segment, "ROLL_BYTES", 4000),
     (segment, "MAX_UNSYNCED", 2),
@@ -92,6 +99,9 @@ def elements(dtype: np.dtype[Any]) -> st.SearchStrategy[Any]:
 class StoreMachine(RuleBasedStateMachine):
     """Programs over one store: up to three repos, a second store object beside the first."""
 
+    engines = ("local", "memory")
+    server: Any = None  # the fake bucket's, where "gcs" is among the engines
+
     def __init__(self) -> None:
         super().__init__()
         self.stack = ExitStack()
@@ -103,12 +113,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize(
         data=st.data(),
-        engine=st.sampled_from(["local", "memory"]),
         small=st.booleans(),
         block_cache=st.sampled_from([0, 6000, 2**24]),
     )
-    def begin(self, data: st.DataObject, engine: str, small: bool, block_cache: int) -> None:
-        self.block_cache = block_cache
+    def begin(self, data: st.DataObject, small: bool, block_cache: int) -> None:
+        engine = data.draw(st.sampled_from(self.engines), label="engine")
+        self.options: dict[str, Any] = {"block_cache_bytes": block_cache}
         if small:
             for module, name, value in SMALL:
                 self.stack.enter_context(mock.patch.object(module, name, value))
@@ -116,6 +126,9 @@ class StoreMachine(RuleBasedStateMachine):
             name = f"stateful{next(_names)}"
             self.location = f"memory://{name}"
             self.stack.callback(memory.forget, name)
+        elif engine == "gcs":
+            self.location = self.server.url()
+            self.options["max_age"] = 0  # the second store object must not be behind
         else:
             self.location = tempfile.mkdtemp(prefix="diced-stateful-")
             self.stack.callback(shutil.rmtree, self.location, True)
@@ -134,7 +147,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.location,
             durability="process",
             user="tester",
-            block_cache_bytes=self.block_cache,
+            **self.options,
             **options,
         )
 
@@ -757,3 +770,8 @@ def machine_settings(examples: int, steps: int = 40, **options: Any) -> settings
 
 TestStore = CheckedMachine.TestCase
 TestStore.settings = machine_settings(100)
+
+
+def test_programs_on_a_bucket(gcs: Any) -> None:
+    machine = type("BucketMachine", (CheckedMachine,), {"engines": ("gcs",), "server": gcs})
+    run_state_machine_as_test(machine, settings=machine_settings(20))

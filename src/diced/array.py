@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diced import grid
+from diced import daskio, grid
+from diced import session as sessions
 from diced.blocks import Blocks
 from diced.errors import CorruptError, InvalidError
-from diced.handle import Handle
+from diced.handle import Handle, together
 from diced.pending import Assignment, Pending
+from diced.session import WriteSession
 from diced.spec import ArraySpec, array_fields, as_values
 
 if TYPE_CHECKING:
@@ -119,6 +121,7 @@ class DicedArray(Handle):
         return tuple(self._fields()["units"])
 
     @property
+    @together()
     def bounds(self) -> tuple[slice, ...] | None:
         """The exact box of everything written here and at ancestors, or None."""
         box = self._blocks().lane.refresh().box
@@ -135,6 +138,7 @@ class DicedArray(Handle):
         slices = _slices(self._extents())
         return slices[0] if self._spec.dims == 1 else slices
 
+    @together()
     def _extents(self) -> grid.Box:
         return grid.extents(self._blocks().lane.refresh().box, self._spec.block_shape)
 
@@ -191,6 +195,7 @@ class DicedArray(Handle):
     def __getitem__(self, index: Any) -> Any:
         return self.read(index)
 
+    @together()
     def read(self, index: Any = ..., out: np.ndarray | None = None) -> Any:
         """Read a selection.
 
@@ -306,11 +311,13 @@ class DicedArray(Handle):
 
     # -- writing ---------------------------------------------------------------------------
 
+    @together(lane=False)
     def __setitem__(self, index: Any, value: Any) -> None:
         pending = self._pending()
         # Whether this can be written was asked when the batch began, and will be at its commit.
         blocks = self._writable() if pending is None else pending.blocks
-        state = blocks.lane.refresh()
+        # An index without open ends does not depend on the state, and a commit meets newer ones.
+        state = blocks.lane.refresh() if grid.is_open(index) else blocks.lane.recent()
         box = state.box if pending is None else grid.union(state.box, pending.box)
         todo = self._assignment(index, value, box)
         if not todo:
@@ -384,6 +391,59 @@ class DicedArray(Handle):
             Assignment(lo, hi, chosen.step, values[window], channel)
             for window, lo, hi in _runs(chosen, spec.block_shape, grid.MAX_COORDINATE)
         ]
+
+    # -- clusters --------------------------------------------------------------------------
+
+    def session(self, operation: str = "session", *, resume: str | None = None) -> WriteSession:
+        """Begin a write session: assignments of many processes, published by one commit.
+
+        Parameters
+        ----------
+        operation : str
+            Recorded in the commit.
+        resume : str, optional
+            Go on with the session of this id, one of `sessions`.
+
+        Raises
+        ------
+        LockedError, ReadOnlyError, NotFoundError, InvalidError
+        """
+        if resume is not None:
+            return WriteSession.resume(self, resume)
+        return WriteSession.begin(self, operation)
+
+    def sessions(self) -> list[str]:
+        """Return the ids of write sessions at this version that have not ended, oldest first."""
+        return sessions.sessions(self)
+
+    def to_dask(self, index: Any = ..., chunks: Any = None) -> Any:
+        """Return a dask array of a selection, counted from its lower corner.
+
+        Its chunks are whole blocks, joined to 64 to 128 MiB. It stays at this version; if that is
+        open, each chunk shows what is committed when it is read.
+
+        Parameters
+        ----------
+        index : int, slice, Ellipsis or tuple of them
+            As of `read`; the extents by default.
+        chunks : optional
+            The most bytes of a chunk, such as ``"32 MiB"``, or chunks as dask takes them.
+        """
+        return daskio.read(sessions.bound(self), index, chunks)
+
+    def from_dask(
+        self, source: Any, at: Any = None, operation: str = "dask", **options: Any
+    ) -> None:
+        """Store a dask array in one commit; returns when that is made.
+
+        `at` is the voxel where it begins, 0 on all axes by default; options are those of
+        `WriteSession.store`.
+        """
+        with self.session(operation) as session:
+            session.store(source, at, **options)
+
+    def __dask_tokenize__(self) -> Any:
+        return daskio.token(self)
 
     # -- place -----------------------------------------------------------------------------
 

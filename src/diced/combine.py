@@ -9,34 +9,33 @@ A gatherer takes a proposal only if no key that it reads or writes has changed s
 was based on, which whoever can put record N + 1 knows for certain. That makes it harmless to meet a
 proposal twice, or after its writer gave up and wrote again: then its keys have changed. Names of
 proposals that were refused stand in the record too. Nothing here needs a clock to be right.
+
+A writer that is refused again and again, because a quicker one keeps changing what it merges, asks
+in a record of its own for a turn, and others hold back what would touch those keys for a moment.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from diced import grid, keys, log, pool
-from diced.engine.base import Engine
+from diced import keys, log, pool
+from diced.compose import compose
 from diced.errors import CorruptError, DicedException, NotFoundError
-from diced.log import Delta, Reads, Record
+from diced.log import Reads, Record
+from diced.proposal import MOST_KEYS, REFUSED, Part, fitting, joined, parts_of, proposal
 from diced.segment import sync_all
-from diced.state import Prepare, State, Touched, delta_size, hits, parse_box
+from diced.state import Prepare, State, Touched, hits
+from diced.tidy import delete_later
 
 if TYPE_CHECKING:
-    from queue import SimpleQueue
-
     from diced.versioned import Lane
 
-# One combined record: keys, and bytes of frames behind it.
-MOST_KEYS = 2048
-MOST_RIDING = 4 * 2**20
 MOST_PROPOSALS = 256  # looked at in one round
 # A proposal that was based on a state so many records ago is refused.
 EXPIRY = 512
@@ -46,52 +45,13 @@ REMEMBERED = 16384
 CONTENDED = 30.0
 # Durations of a request: where records come at shorter intervals, it is no use to try alone.
 BUSY = 4.0
+# A writer asks for a turn each time it was refused so often; others wait for so long at least.
+PATIENT = 8
+LEAST_HOLD = 0.25
 # Of a request, what lies between two looks for the next record.
 POLL = 0.6
 # Durations of a request after which a writer that was to gather is taken for dead.
 PATIENCE = 12
-
-
-class Part:
-    """One commit on its way into a record.
-
-    Attributes
-    ----------
-    record : Record
-        As if it were committed alone.
-    data : bytes
-        The same, encoded.
-    alone : bool
-        It goes into a record of its own: it is large, or depends on all that its lane holds.
-    outcome : int or DicedException or None
-        The number of the record that holds it; REFUSED if it must be made anew; an error.
-    since : int or None
-        The last record that was known when this was first proposed: later ones may hold it.
-    """
-
-    __slots__ = ("alone", "data", "outcome", "record", "since")
-
-    def __init__(self, record: Record, data: bytes):
-        self.record = record
-        self.data = data
-        self.alone = bool(
-            "whole" in record.head
-            or "body" in record.head
-            or len(data) > log.MAX_RIDING // 4
-            or delta_size(record.delta) > MOST_KEYS // 4
-        )
-        self.outcome: int | DicedException | None = None
-        self.since: int | None = None
-
-    @property
-    def txid(self) -> str:
-        """The transaction id."""
-        return str(self.record.head["txid"])
-
-
-REFUSED = 0
-# What a combined record keeps of each commit in it.
-KEPT = ("txid", "base", "user", "time", "op", "box")
 
 
 class Combiner:
@@ -114,6 +74,7 @@ class Combiner:
         self._crowd = 1  # proposals in the last combined record, one's own included
         self._request = 0.02  # seconds, a running mean
         self._proposals: dict[str, list[Part]] = {}  # what was gathered before, by key
+        self._asked: dict[str, tuple[float, Reads]] = {}  # until when, and for what
         self._stamps: list[float] = []  # seconds of the day when the newest records were made
         self._decided: set[str] = set()  # keys of proposals that need no one any more
         self.renew_lock()
@@ -128,7 +89,11 @@ class Combiner:
         heads = record.commits()
         for head in heads:
             self._outcomes[head["txid"]] = number
-        hours, minutes, seconds = heads[-1]["time"][11:-1].split(":")
+            self._asked.pop(head.get("after", ""), None)
+        if "ask" in record.head:
+            until = time.monotonic() + max(LEAST_HOLD, PATIENCE * self._request)
+            self._asked[record.head["ask"]] = until, record.reads
+        hours, minutes, seconds = record.head["time"][11:-1].split(":")
         self._stamps.append(int(hours) * 3600 + int(minutes) * 60 + float(seconds))
         del self._stamps[:-16]
         for txid in record.head.get("void", ()):
@@ -143,11 +108,12 @@ class Combiner:
         """Commit one change; as `Lane.commit`, `state` being what it begins with."""
         lane = self._lane
         touched: Touched | None = None
+        refused, after = 0, ""
         while True:
             change = prepare(state, touched)
             if change is None:
                 return state.number
-            record, data, frames = lane.compose(state, change, op, user)
+            record, data, frames = compose(lane, state, change, op, user, after)
             if frames is not None:
                 sync_all(frames.segments)
             part = Part(record, data)
@@ -163,6 +129,9 @@ class Combiner:
                 raise part.outcome
             if part.outcome != REFUSED:
                 return part.outcome
+            refused += 1
+            if refused % PATIENT == 0:
+                after = self._ask(change.reads)
             newer = lane.refresh()
             lane.check_open(newer)
             touched = lane.touched(change.reads, state.number, newer)
@@ -173,10 +142,17 @@ class Combiner:
     def _round(self) -> None:
         """Try once to commit what waits; a lost race may decide all, some or none of it."""
         parts = [part for part in list(self._waiting) if part.outcome is None]
+        parts = [part for part in parts if part.alone][:1] or parts
         try:
-            alone = [part for part in parts if part.alone]
-            if alone:
-                self._alone(alone[0])
+            free = [part for part in parts if not self._is_held(part)]
+            if not free:
+                time.sleep(self._request)
+                self._settle_known(parts)
+                self._lane.probe()
+                return
+            parts = free
+            if parts[0].alone:
+                self._alone(parts[0])
             elif time.monotonic() < self._contended:
                 self._propose(parts)
             elif not self._direct(parts) and (self._is_busy() or not self._direct(parts)):
@@ -186,6 +162,35 @@ class Combiner:
             for part in parts:
                 if part.outcome is None:
                     part.outcome = error
+
+    def _ask(self, reads: Reads | None) -> str:
+        """Ask others, by a record, to leave some keys alone for a moment; return the question."""
+        lane = self._lane
+        question = log.new_txid()
+        head = {
+            "txid": question, "node": lane.node_id, "parts": [], "ask": question, "op": "ask",
+            "time": log.now(),
+        }  # fmt: skip
+        with self.turn:
+            for _ in range(PATIENCE):
+                state = lane.probe()
+                lane.check_open(state)
+                few = reads is not None and sum(map(len, reads.values())) <= MOST_KEYS
+                record = Record(
+                    log.DATA, {**head, "base": state.number}, {}, reads if few else None
+                )
+                if self._put(state, record, record.encode(), []):
+                    break
+        return question
+
+    def _is_held(self, part: Part) -> bool:
+        """Tell whether another writer asked for keys of this part."""
+        now = time.monotonic()
+        self._asked = {key: each for key, each in self._asked.items() if each[0] > now}
+        return any(
+            question != part.record.head.get("after") and (not reads or part.meets(reads))
+            for question, (_, reads) in self._asked.items()
+        )
 
     def _alone(self, part: Part) -> None:
         state = self._settle_known([part])
@@ -208,7 +213,7 @@ class Combiner:
     def _direct(self, parts: list[Part]) -> bool:
         """Put all that can go into the next record; False after a lost race."""
         state = self._settle_known(parts)
-        mine = self._fitting(parts)
+        mine = fitting(parts)
         return not mine or self._put(state, *self._joined(state, mine), mine)
 
     def _settle_known(self, parts: Sequence[Part]) -> State:
@@ -254,70 +259,12 @@ class Combiner:
         part.outcome = outcome
         self._lane.least = max(self._lane.least, outcome or last)
 
-    def _fitting(self, parts: Sequence[Part]) -> list[Part]:
-        """Choose undecided parts for one record: bounded, and none reads what another writes."""
-        chosen: list[Part] = []
-        written: Delta = {}
-        count = riding = 0
-        for part in parts:
-            if part.outcome is not None or part.alone:
-                continue
-            size = delta_size(part.record.delta)
-            if chosen and (
-                count + size > MOST_KEYS
-                or riding + len(part.record.frames) > MOST_RIDING
-                or hits(part.record.reads, [written])
-            ):
-                continue
-            chosen.append(part)
-            count, riding = count + size, riding + len(part.record.frames)
-            for space, changes in part.record.delta.items():
-                written.setdefault(space, {}).update(changes)
-        return chosen
-
     def _joined(
         self, state: State, parts: list[Part], void: Sequence[str] = (), gathered: int = 0
     ) -> tuple[Record, bytes]:
-        """Return one record that holds these parts, in this order, and its bytes.
-
-        `void` names refused proposals, `gathered` counts those that are in it.
-        """
-        if len(parts) == 1 and not void:
-            return parts[0].record, parts[0].data
-        head: dict[str, Any] = {
-            "txid": log.new_txid(),
-            "node": self._lane.node_id,
-            "base": state.number,
-            "durability": self._lane.home.engine.durability,
-            "parts": [{name: part.record.head[name] for name in KEPT} for part in parts],
-        }
-        if void:
-            head["void"] = list(void)
-        if gathered:
-            head["gathered"] = gathered
-        delta: Delta = {}
-        reads: Reads = {}
-        frames: list[bytes] = []
-        box = None
-        at = 0
-        for part in parts:
-            for space, changes in part.record.delta.items():
-                moved = {
-                    key: log.shift(entry, at) if at else entry for key, entry in changes.items()
-                }
-                delta.setdefault(space, {}).update(moved)
-            for space, names in part.record.reads.items():
-                reads.setdefault(space, []).extend(names)
-            box = grid.union(box, parse_box(part.record.head.get("box")))
-            frames.append(part.record.frames)
-            at += len(part.record.frames)
-        head.update(
-            box=box, op="combined", user=parts[0].record.head["user"],
-            time=parts[0].record.head["time"],
-        )  # fmt: skip
-        reads = {space: sorted(set(names)) for space, names in reads.items()}
-        record = Record(log.DATA, head, delta, reads, b"".join(frames))
-        return record, record.encode()
+        lane = self._lane
+        durability = lane.home.engine.durability
+        return joined(lane.node_id, durability, state.number, parts, void, gathered)
 
     def _put(self, state: State, record: Record, data: bytes, mine: list[Part]) -> bool:
         """Put a record after a state; False after a lost race."""
@@ -341,11 +288,11 @@ class Combiner:
         """Leave parts as a proposal, and wait until it was gathered, or gather it."""
         lane = self._lane
         self._settle_known(parts)
-        mine = self._fitting(parts)
+        mine = fitting(parts)
         if not mine:
             return
         key = keys.proposal(lane.log.prefix, log.new_txid())
-        data = b"".join(_proposal(part) for part in mine)
+        data = b"".join(proposal(part) for part in mine)
         for part in mine:
             part.since = lane.known().number if part.since is None else part.since
         tail: list[int] = []
@@ -361,7 +308,7 @@ class Combiner:
             pool.for_each(begin, (True, False), 2)
             self._wait(mine, tail[0], key)
         finally:
-            _delete_later(lane.home.engine, key)
+            delete_later(lane.home.engine, key)
 
     def _wait(self, mine: list[Part], number: int, own: str) -> None:
         """Wait for records after `number` that decide these parts; gather when none comes."""
@@ -422,9 +369,9 @@ class Combiner:
 
         pool.for_each(look, (2, 1, 0), 3)
         state = self._settle_known(mine)
-        live = self._fitting(mine)
+        live = fitting(mine)
         if claimed[0]:
-            _delete_later(engine, claim, 2 * PATIENCE * self._request)
+            delete_later(engine, claim, 2 * PATIENCE * self._request)
         if not live or state.number > number or not claimed[0]:
             return state.number
         void: list[str] = []
@@ -434,7 +381,8 @@ class Combiner:
             if not undecided:
                 self._tidy(key)
                 continue
-            chosen = [part for part in undecided if self._allows(state, part, void)]
+            free = [part for part in undecided if not self._is_held(part)]
+            chosen = [part for part in free if self._allows(state, part, void)]
             before = len(live)
             live = self._fitting_more(live, chosen)
             gathered += len(live) > before
@@ -462,9 +410,9 @@ class Combiner:
             names: Reads = {space: list(changes) for space, changes in part.record.delta.items()}
             if hits(names, written):
                 continue  # the next one that gathers finds it outdated, or not
-            fitting = self._fitting([*live, part])
-            if len(fitting) > len(live):
-                live = fitting
+            larger = fitting([*live, part])
+            if len(larger) > len(live):
+                live = larger
         return live
 
     def _load(self, names: list[str]) -> list[tuple[str, list[Part]]]:
@@ -479,7 +427,7 @@ class Combiner:
 
     def _read(self, key: str) -> list[Part]:
         try:
-            return list(_parts(self._lane.home.engine.get(key), key))
+            return list(parts_of(self._lane.home.engine.get(key), key))
         except (NotFoundError, CorruptError):
             return []  # its writer is done with it; or nobody can be, and it stays
 
@@ -487,86 +435,6 @@ class Combiner:
         """Remove the proposal of a writer that died, seen decided twice: the living do it."""
         if key in self._decided:
             self._decided.discard(key)
-            _delete_later(self._lane.home.engine, key)
+            delete_later(self._lane.home.engine, key)
         elif len(self._decided) < MOST_PROPOSALS:
             self._decided.add(key)
-
-
-def _proposal(part: Part) -> bytes:
-    """Return a part as it stands in a proposal: a record of its own, which no log holds."""
-    record = part.record
-    return Record(log.PROPOSAL, record.head, record.delta, record.reads, record.frames).encode()
-
-
-def _parts(data: bytes, key: str) -> Iterator[Part]:
-    """Yield the parts of a proposal."""
-    at = 0
-    while at < len(data):
-        size = Record.measure(data[at:])
-        record = Record.decode(data[at : at + size], key)
-        at += size
-        record.frames = data[at : at + record.head.get("frames", 0)]
-        at += len(record.frames)
-        if record.type != log.PROPOSAL or len(record.frames) != record.head.get("frames", 0):
-            raise CorruptError(f"{key}: no proposal")
-        record.type = log.DATA
-        yield Part(record, b"")
-
-
-# -- deletions that nobody waits for -----------------------------------------------------------
-
-
-class _Deleter:
-    """One thread of this process that deletes what is done, each thing after some time."""
-
-    def __init__(self) -> None:
-        self._tasks: SimpleQueue[tuple[float, Engine, str]] | None = None
-        self._lock = threading.Lock()
-
-    def add(self, engine: Engine, key: str, after: float) -> None:
-        with self._lock:
-            if self._tasks is None:
-                from queue import SimpleQueue  # 1 ms
-
-                tasks: SimpleQueue[tuple[float, Engine, str]] = SimpleQueue()
-                thread = threading.Thread(
-                    target=self._serve, args=(tasks,), name="diced-tidy", daemon=True
-                )
-                try:
-                    thread.start()
-                except RuntimeError:
-                    return  # the interpreter is ending; who gathers next removes it
-                self._tasks = tasks
-        self._tasks.put((time.monotonic() + after, engine, key))
-
-    def _serve(self, tasks: SimpleQueue[tuple[float, Engine, str]]) -> None:
-        from queue import Empty
-
-        waiting: list[tuple[float, Engine, str]] = []
-        while True:
-            try:
-                now = time.monotonic()
-                wait = min((due - now for due, _, _ in waiting), default=None)
-                waiting.append(tasks.get(timeout=None if wait is None else max(0.0, wait)))
-            except Empty:
-                pass
-            now = time.monotonic()
-            ready = [each for each in waiting if each[0] <= now]
-            waiting = [each for each in waiting if each[0] > now]
-            for _, engine, key in ready:
-                with contextlib.suppress(DicedException):
-                    engine.delete(key)
-            ready.clear()
-
-
-def _delete_later(engine: Engine, key: str, after: float = 0.0) -> None:
-    _deleter.add(engine, key, after)
-
-
-def _reset() -> None:
-    global _deleter
-    _deleter = _Deleter()
-
-
-_deleter = _Deleter()
-os.register_at_fork(after_in_child=_reset)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from diced.compose import compose
 from diced.engine.base import Staged
 from diced.log import Record
 from diced.state import Change, Prepare, State
@@ -81,6 +82,6 @@ class Committer:
     def _stage(self, state: State, change: Change, op: str, user: str) -> tuple[Staged, Record]:
         """Make a change's frames and record durable (I2); the record lacks only its number."""
         lane = self._lane
-        record, data, frames = lane.compose(state, change, op, user)
+        record, data, frames = compose(lane, state, change, op, user)
         segments = frames.segments if frames is not None else ()
         return lane.home.store(lane.log.stage(data, record.head["txid"]), segments), record

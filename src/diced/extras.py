@@ -1,4 +1,4 @@
-"""Optional packages of the extra ``images``, imported at first use."""
+"""Optional packages of the extras ``images`` and ``dask``, imported at first use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from diced.errors import UnsupportedError
 
 
 def need(module: str) -> Any:
-    """Import ``PIL.Image``, ``tifffile`` or ``h5py``, or say how to install it.
+    """Import ``PIL.Image``, ``tifffile``, ``h5py`` or ``dask.array``, or say how to install it.
 
     Raises
     ------
@@ -23,9 +23,14 @@ def need(module: str) -> Any:
             import tifffile
 
             return tifffile
+        if module == "dask":
+            import dask.array
+
+            return dask.array
         import h5py
 
         return h5py
     except ImportError:
         package = {"PIL": "pillow"}.get(module, module)
-        raise UnsupportedError(f"this needs {package}: pip install 'diced[images]'") from None
+        extra = "dask" if module == "dask" else "images"
+        raise UnsupportedError(f"this needs {package}: pip install 'diced[{extra}]'") from None

@@ -27,7 +27,7 @@ from diced.log import Record
 from diced.meta import Edits, Meta, Tables
 from diced.spec import ArraySpec
 from diced.state import Base
-from diced.versioned import Lane, now
+from diced.versioned import Lane
 
 NODES, ARRAYS, TAGS, COUNTERS, DEAD = 0, 1, 2, 3, 4
 MAX_NAME = 1024
@@ -128,7 +128,7 @@ class History:
                 raise AlreadyExistsError(f"{self.home.prefix} is founded already")
             edits: Edits = [(NODES, bytes.fromhex(root), self._birth(uuid, number, [], "", ""))]
             for fields in arrays:
-                fields = {**fields, "node": root, "created": now(), "user": self.user}
+                fields = {**fields, "node": root, "created": log.now(), "user": self.user}
                 edits.append((ARRAYS, bytes.fromhex(keys.new_id()), fields))
             return edits
 
@@ -139,7 +139,7 @@ class History:
     ) -> dict[str, Any]:
         return {
             "uuid": uuid, "number": number, "parents": parents, "branch": branch,
-            "status": OPEN, "note": note, "user": self.user, "created": now(), "log": [],
+            "status": OPEN, "note": note, "user": self.user, "created": log.now(), "log": [],
         }  # fmt: skip
 
     def branch(self, node_id: str, note: str, branch: str | None, uuid: str | None) -> Node:
@@ -232,7 +232,7 @@ class History:
                 lanes[spec.id] = lane.fold(state).fields()
         key = keys.lock(self.home.prefix, node_id)
         txid = log.new_txid()
-        head = {"txid": txid, "node": node_id, "lanes": lanes, "time": now(), "user": self.user}
+        head = {"txid": txid, "node": node_id, "lanes": lanes, "time": log.now(), "user": self.user}
         # False: another process finished first, with the same state in pages of its own.
         self.home.engine.put_if_absent(
             key, Record(log.LOCKED_NODE, head).encode(), bytes.fromhex(txid)
@@ -288,7 +288,7 @@ class History:
                 raise LockedError(f"array {name!r} cannot be created: {why}")
             if name in view.by_name:
                 raise AlreadyExistsError(f"an array {name!r} exists already in this repo")
-            stored = {**fields, "node": node_id, "created": now(), "user": self.user}
+            stored = {**fields, "node": node_id, "created": log.now(), "user": self.user}
             return [(ARRAYS, bytes.fromhex(array_id), stored)]
 
         self._transact(edit, f"create array {name}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from operator import itemgetter
 from typing import Any
@@ -185,7 +186,7 @@ class Record:
 
     def commits(self) -> list[dict[str, Any]]:
         """Return the head of each commit in this record: its own, or those that were gathered."""
-        gathered: list[dict[str, Any]] = self.head.get("parts") or [self.head]
+        gathered: list[dict[str, Any]] = self.head.get("parts", [self.head])
         return gathered
 
 
@@ -273,6 +274,13 @@ def _decode_rows(data: bytes, name: str) -> dict[bytes, Entry | None]:
 def new_txid() -> str:
     """Return a fresh 128-bit transaction id as hex."""
     return os.urandom(16).hex()
+
+
+def now() -> str:
+    """Return the time as RFC 3339 in UTC. For people only: nothing is ordered by it."""
+    seconds = time.time()
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    return f"{stamp}.{int(seconds % 1 * 1e6):06d}Z"
 
 
 class CommitLog:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from diced import jsontext, registry
+from diced import jsontext, log, registry
 from diced.array import DicedArray
 from diced.attrs import check_json
 from diced.dag import OPEN, Node, VersionInfo
@@ -22,7 +22,7 @@ from diced.files import KeyValueArray
 from diced.history import History, View, locked_message
 from diced.keys import NO_NODE
 from diced.spec import ArrayDtype, ArraySpec
-from diced.versioned import Lane, moment, now
+from diced.versioned import Lane, moment
 
 if TYPE_CHECKING:
     from diced.store import DicedStore
@@ -364,7 +364,7 @@ class DicedRepo:
     def add_log(self, text: str) -> None:
         """Append a line to the current version's log; allowed at locked versions too."""
         self._check_writable()
-        line = f"{now()}  {text}"
+        line = f"{log.now()}  {text}"
         self._history.edit_node(
             self._node_id, lambda fields: fields.update(log=[*fields["log"], line]), "log"
         )

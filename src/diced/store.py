@@ -8,7 +8,7 @@ import threading
 import weakref
 from typing import Any
 
-from diced import jsontext, keys, pool
+from diced import jsontext, keys, log, pool
 from diced.attrs import Attributes
 from diced.engine import open_engine
 from diced.errors import (
@@ -28,7 +28,7 @@ from diced.home import Home
 from diced.meta import Edits, Meta, Tables
 from diced.repo import FILES, META, DicedRepo
 from diced.state import Base
-from diced.versioned import Lane, now
+from diced.versioned import Lane
 
 FORMAT = 1
 FEATURES: frozenset[str] = frozenset()  # required features that this diced knows
@@ -155,7 +155,12 @@ class DicedStore:
                 raise LocationError(f"{self.url} holds no diced store")
             if first is not None:
                 raise LocationError(f"{self.url} is neither a diced store nor empty")
-            fields = {"format": FORMAT, "store": keys.new_uuid(), "required": [], "created": now()}
+            fields = {
+                "format": FORMAT,
+                "store": keys.new_uuid(),
+                "required": [],
+                "created": log.now(),
+            }
             data = jsontext.dumps(fields)
             # False: another process made the store in this moment; then its file counts.
             self.engine.put_if_absent(keys.STORE_FILE, data, os.urandom(16))
@@ -190,7 +195,7 @@ class DicedStore:
         history.found(uuid, hidden)
         fields = {
             "name": name, "uuid": uuid, "description": str(description),
-            "created": now(), "user": self.user,
+            "created": log.now(), "user": self.user,
         }  # fmt: skip
 
         def edit(tables: Tables, _number: int) -> Edits:

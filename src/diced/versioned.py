@@ -22,10 +22,8 @@ from diced.commit import Committer
 from diced.errors import CorruptError, DicedException, LockedError, ReadOnlyError
 from diced.home import Home
 from diced.log import CommitLog, Delta, Entry, Reads, Record
-from diced.segment import COMMIT, Frames, frame_header
 from diced.state import (
     Base,
-    Change,
     Overlay,
     Prepare,
     State,
@@ -44,13 +42,9 @@ SNAPSHOT_RECORDS = 1024
 SNAPSHOT_ENTRIES = 65536
 SNAPSHOT_GROWTH = 4
 META_SNAPSHOT_RECORDS = 128
-# Sections larger than this go to a COMMIT frame and the record only points there.
-INLINE_BODY = 48 * 1024
 # How many recent deltas, and keys in them, are kept to tell which keys a newer record touched.
 RECENT = 4096
 RECENT_ENTRIES = 65536
-# A commit whose frames are at most this much is one request: they ride behind the record.
-RIDING_BYTES = 256 * 1024
 
 
 class Lane:
@@ -381,47 +375,6 @@ class Lane:
             return None
         return hits(reads, deltas)
 
-    def compose(
-        self, state: State, change: Change, op: str, user: str
-    ) -> tuple[Record, bytes, Frames | None]:
-        """Return a change's record without its number, its bytes, and frames not yet durable.
-
-        On a disk every commit also leaves a COMMIT frame, so that segments alone can rebuild the
-        index. Where a request costs more than some bytes, few frames ride behind the record.
-        """
-        remote = self.home.engine.remote
-        head: dict[str, Any] = {
-            "txid": log.new_txid(),
-            "node": self.node_id,
-            "base": state.number,
-            "durability": self.home.engine.durability,
-            "user": user,
-            "time": now(),
-            "op": op,
-            "box": change.box,
-        }
-        if remote and change.reads is None:
-            head["whole"] = True
-        frames = change.frames
-        riding = frames.riding(RIDING_BYTES) if remote and frames is not None else None
-        if riding is not None:
-            delta = _ride(change.delta, riding[0])
-            record = Record(log.DATA, dict(head), delta, change.reads, riding[1])
-            body = record.encode()
-            if record.size <= INLINE_BODY:
-                return record, body, None
-        record = Record(log.DATA, head, change.delta, change.reads)
-        data = body = record.encode()
-        stored = frames is not None and len(frames.segments) > 0
-        if len(body) > INLINE_BODY or (self.journal and (stored or not remote)):
-            frames = self.home.frames() if frames is None else frames
-            header = frame_header(COMMIT, 0, 0, 0, self.lane_bytes, b"", len(body), body)
-            segment, offset = frames.append([header, body])
-            if len(body) > INLINE_BODY:
-                pointer = (segment, offset, len(header) + len(body))
-                data = Record(log.DATA, {**head, "body": pointer}).encode()
-        return record, data, frames
-
     def published(self, number: int, record: Record) -> None:
         """Take in a record that this process has published, and write a snapshot if one is due."""
         with self._fresh:
@@ -490,7 +443,7 @@ class Lane:
                             "txid": txid,
                             "base": state.number,
                             "user": user,
-                            "time": now(),
+                            "time": log.now(),
                             "op": "lock",
                             "previous": self._snapshot_number,
                             "txids": list(self._txids),
@@ -526,26 +479,6 @@ class moment:
 
 
 _call = threading.local()
-
-
-def _ride(delta: Delta, segment: int) -> Delta:
-    """Return a delta whose pointers into one segment lead behind the delta's own record."""
-    return {
-        space: {
-            key: log.rider(entry[1], entry[2])
-            if isinstance(entry, tuple) and entry[0] == segment
-            else entry
-            for key, entry in changes.items()
-        }
-        for space, changes in delta.items()
-    }
-
-
-def now() -> str:
-    """Return the time as RFC 3339 in UTC. For people only: nothing is ordered by it."""
-    seconds = time.time()
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-    return f"{stamp}.{int(seconds % 1 * 1e6):06d}Z"
 
 
 _LANES: weakref.WeakSet[Lane] = weakref.WeakSet()

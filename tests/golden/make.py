@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 
-from diced import DicedStore, index, versioned
+from diced import DicedStore, compose, index, versioned
 
 DTYPES = ["bool", "int8", "uint16", "int32", "uint64", "float16", "float64"]
 CODECS = ["raw", "lz4", "zstd:3", "gzip:6"]
@@ -68,7 +68,7 @@ def contents():
 def main(path):
     # Small limits, so that snapshots, bodies in COMMIT frames and pages of two levels occur.
     versioned.SNAPSHOT_RECORDS = 3
-    versioned.INLINE_BODY = 500
+    compose.INLINE_BODY = 500
     index.PAGE_COST = 1 << 10
     store = DicedStore(path, user="golden")
     store.info["organisation"] = "gold"
