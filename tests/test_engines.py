@@ -356,20 +356,6 @@ def test_error_of_link_when_another_won(tmp_path):
     assert engine.put_if_absent("a/0", b"mine", b"t") is False
 
 
-@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_file_system_without_links(tmp_path, number):
-    engine, system = flaky_engine(tmp_path / "s", number=number, nameless=False)
-    engine.put_if_absent("a/0", b"x", b"t")
-    system.fail_at = system.calls.index("link") - len(system.calls)
-    system.calls.clear()
-    engine.put_if_absent("a/1", b"x", b"t")
-    system.fail_at = system.calls.index("link")
-    system.calls.clear()
-    with pytest.raises(LocationError, match="link"):
-        engine.put_if_absent("a/2", b"x", b"t")
-    assert os.listdir(tmp_path / "s/.tmp") == []
-
-
 @pytest.mark.parametrize("name", ["open", "link"])
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EISDIR, errno.EXDEV])
 def test_file_system_without_nameless_files(tmp_path, nameless_files, name, number):

@@ -15,6 +15,7 @@ from diced import (
     DicedStore,
     InvalidError,
     NotFoundError,
+    encoding,
     fsck,
     versioned,
 )

@@ -19,6 +19,7 @@ from diced.errors import (
 )
 from diced.fsck import Report, check
 from diced.rebuild import rebuild
+from diced.state import Change, State
 
 BOX = (slice(-8, 24),) * 3
 
@@ -760,8 +761,8 @@ def test_several_lost_records_are_adopted_in_order(store: DicedStore) -> None:
 def abandoned(repo: Any, base: int) -> None:
     """Leave the COMMIT frame of a writer that died before its record was published."""
     lane = repo._lane(repo._history.view().by_name["gray"])
-    state = versioned.State(base, {}, lane.refresh().overlay, None, False)
-    lane._committer._stage(state, versioned.Change({0: {}}), "never was", "nobody")
+    state = State(base, {}, lane.refresh().overlay, None, False)
+    lane._committer._stage(state, Change({0: {}}), "never was", "nobody")
 
 
 def test_nothing_is_adopted_where_two_commits_fit_or_none(store: DicedStore) -> None:

@@ -69,6 +69,7 @@ LEVELS: dict[str, float] = {
     "repo": 5.1,
     "store": 5.2,
     "__init__": 5.3,
+    "report": 5.5,
     "walk": 5.5,
     "lanecheck": 5.6,
     "demo": 6.0,

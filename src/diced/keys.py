@@ -6,6 +6,7 @@ metadata, ``r/<repo id>`` for a repo. Ids are random lower-case hex.
 ::
 
     diced.json                                       format, store uuid, required features
+    probes/xx/<id>.json                              what ``diced probe`` found
     <home>/lanes/<lane>/<node>/e000000/0000000001    commit record
     <home>/lanes/<lane>/<node>/e000000.snap/<n>      snapshot: roots after record n (derived)
     <home>/lanes/<lane>/<node>/pend/<txid>           proposal that waits to be gathered
@@ -22,6 +23,7 @@ from __future__ import annotations
 import os
 
 STORE_FILE = "diced.json"
+BESIDE = ("probes/", "probe-tmp/")  # of `diced probe`: beside a store, or before there is one
 STORE_HOME = "store"
 META_LANE = "meta"
 NO_NODE = "0" * 16  # stands for the node in lanes that no version owns

@@ -148,7 +148,8 @@ class DicedStore:
     def _open(self, create: bool) -> str:
         """Return the store's UUID, after making or checking ``diced.json``."""
         if not self.engine.exists(keys.STORE_FILE):
-            first = next(iter(self.engine.list("")), None)
+            listed = self.engine.list("")
+            first = next((key for key in listed if not key.startswith(keys.BESIDE)), None)
             if first is not None and first.split("/")[0] in ("r", keys.STORE_HOME):
                 raise LocationError(f"{self.url} lost its {keys.STORE_FILE}; restore it")
             if not create:

@@ -2,7 +2,8 @@
 
 The run is cut into chunks of 250 kills, each with a store and a seed of its own, alternating
 between the two durabilities; ``--state FILE`` remembers finished chunks, so that a stopped run goes
-on. ``--contention`` instead lets 16 processes write 500 times each to voxels of one block.
+on. ``--engine gcs`` does it over a fake bucket whose requests go wrong at random (`places`).
+``--contention`` instead lets 16 processes write 500 times each to voxels of one block.
 
 The last line is the result; the exit status is 0 only if every count of errors is 0.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -21,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,54 +32,23 @@ import numpy as np
 from diced import DicedRepo, DicedStore, fsck
 
 from . import writers
-from .writers import BEGUN, DONE, FLAGS, HIGH, LOW, MESSAGE, OWNED, READY, SIZE, WRITERS, Op
+from .model import Model, paint, planes_of
+from .places import POKE, place
+from .writers import FLAGS, HIGH, LOW, MESSAGE, OWNED, WRITERS, Op
 
 CHUNK = 250
-ERRORS = ("lost", "half", "stale", "mixed", "foreign", "stuck", "damaged")
+ERRORS = (
+    "lost", "half", "stale", "mixed", "duplicated", "conflicts", "foreign", "stuck", "damaged",
+)  # fmt: skip
 WINDOW = (slice(LOW, HIGH),) * 3
 
 
 def processes() -> Any:
     """Processes forked from a clean server that has imported diced: a restart costs 10 ms."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([writers.__name__])
+    # The client library of buckets takes a second to import.
+    context.set_forkserver_preload([writers.__name__, "google.cloud.storage"])
     return context
-
-
-class Model:
-    """What acknowledged operations made of the voxels and files that writers own."""
-
-    def __init__(self) -> None:
-        self.arrays = {name: np.zeros((SIZE,) * 3, np.int64) for name in OWNED}
-        self.files: dict[str, bytes] = {}
-
-    def apply(self, op: Op) -> None:
-        if op.array == "files":
-            for name, data in op.files.items():
-                if data is None:
-                    self.files.pop(name, None)
-                else:
-                    self.files[name] = data
-        elif op.array in OWNED:
-            paint(self.arrays[op.array], op)
-
-
-def paint(voxels: np.ndarray, op: Op) -> None:
-    """Apply an operation's assignments to a whole window."""
-    for index, value in op.boxes:
-        voxels[
-            tuple(
-                slice(i.start - LOW, i.stop - LOW, i.step) if isinstance(i, slice) else i - LOW
-                for i in index
-            )
-        ] = value
-
-
-def planes_of(array: str, writer: int) -> tuple[slice, ...]:
-    """Index, into a window, of the planes that a writer owns."""
-    index = [slice(None)] * 3
-    index[OWNED[array]] = slice((writer - LOW) % WRITERS, None, WRITERS)
-    return tuple(index)
 
 
 class Writer:
@@ -86,6 +58,8 @@ class Writer:
         self.number = number
         self.next = 0  # first operation of the next incarnation
         self.begun: Op | None = None  # begun and not acknowledged
+        self.waits: Any = None  # of a dead one: what may still happen
+        self.dead = False
         self.process: Any = None
         self.pipe: Any = None
         self.deadline = 0.0
@@ -95,18 +69,28 @@ class Writer:
 class Chunk:
     """One store, its writers, its watcher, and the model of what must be in it."""
 
-    def __init__(self, seed: int, kills: int, reads: int, durability: str, count: int, root: Path):
+    def __init__(
+        self,
+        seed: int,
+        kills: int,
+        reads: int,
+        durability: str,
+        count: int,
+        root: Path,
+        server: Any = None,
+    ):
         self.seed, self.kills, self.reads = seed, kills, reads
         self.durability = durability
         self.root = root
-        self.location = str(root / "store")
+        self.place = place(root, seed, server)
+        self.location = self.place.location
         self.random = random.Random(seed)
         self.context = processes()
         self.model = Model()
         self.writers = [Writer(i) for i in range(count)]
         self.found: Counter[str] = Counter()
-        self.flags_begun: dict[str, set[int]] = {name: set() for name in FLAGS}
-        self.flags_done: dict[str, list[int]] = {name: [] for name in FLAGS}
+        self.all_begun: dict[str, set[int]] = {name: set() for name in writers.ARRAYS}
+        self.all_done: dict[str, set[int]] = {name: set() for name in writers.ARRAYS}
         self.notes: list[str] = []
 
     # -- running ---------------------------------------------------------------------------
@@ -115,16 +99,13 @@ class Chunk:
         writers.make_store(self.location, self.durability).close()
         for name in ("slots", "log"):
             (self.root / name).write_bytes(bytes(8 * len(FLAGS) * WRITERS * (name == "slots")))
-        self.store = DicedStore(self.location, readonly=True)
+        self.store = DicedStore(self.location, readonly=True, **self.place.strict)
         self.repo = self.store.open_repo(writers.REPO)
         watcher = self.context.Process(
             target=writers.watch,
-            args=(
-                self.location,
-                *(str(self.root / n) for n in ("slots", "stop", "log")),
-                self.reads,
-            ),
-        )
+            args=(self.place.environ, self.location, self.place.strict,
+                  *(str(self.root / n) for n in ("slots", "stop", "log")), self.reads),
+        )  # fmt: skip
         watcher.start()
         try:
             for each in self.writers:
@@ -135,16 +116,19 @@ class Chunk:
                     (self.root / "stop").touch()
         finally:
             for each in self.writers:
-                self.stop(each)
+                if not each.dead:
+                    self.stop(each)
             watcher.kill() if watcher.exitcode is None else None
             watcher.join()
         if watcher.exitcode:
             self.wrong("stuck", f"the watcher ended with {watcher.exitcode}")
         self.after_all_died()
+        self.place.calm()
         self.check_all("at the end")
         self.check_flags()
         self.check_structure()
         self.store.close()
+        self.place.close()
         return self.found
 
     def start(self, writer: Writer, limit: int | None = None) -> None:
@@ -152,28 +136,41 @@ class Chunk:
         os.set_blocking(writer.pipe.fileno(), False)
         writer.process = self.context.Process(
             target=writers.write,
-            args=(self.location, self.durability, str(self.root / "slots"), there, self.seed,
-                  writer.number, writer.next, limit, self.random.choice([16, 64, 1024])),
+            args=(self.place.environ, self.location, self.durability, str(self.root / "slots"),
+                  there, self.seed, writer.number, writer.next, limit,
+                  self.random.choice([16, 64, 1024])),
         )  # fmt: skip
         writer.process.start()
         there.close()
-        writer.deadline = time.monotonic() + self.random.uniform(0.005, 0.5)
+        writer.deadline = math.inf if self.place.from_ready else self.end_of_life()
+        writer.dead = False
+
+    def end_of_life(self) -> float:
+        return time.monotonic() + self.random.uniform(*self.place.life)
 
     def step(self) -> None:
         """Take messages until the next deadline, and kill the writer whose it is."""
-        first = min(self.writers, key=lambda each: each.deadline)
-        wait = max(0.0, first.deadline - time.monotonic())
-        if self.found["kills"] >= self.kills:
-            wait = 0.1
-        ready, _, _ = select.select([each.pipe for each in self.writers], [], [], wait)
-        for each in self.writers:
+        killing = self.found["kills"] < self.kills
+        alive = [each for each in self.writers if not each.dead]
+        first = min(alive, key=lambda each: each.deadline, default=None)
+        wait = 0.1 if len(alive) == len(self.writers) else 0.02
+        if killing and first is not None:
+            wait = max(0.0, min(wait, first.deadline - time.monotonic()))
+        ready, _, _ = select.select([each.pipe for each in alive], [], [], wait)
+        for each in alive:
             if each.pipe in ready and not self.drain(each):
                 raise RuntimeError(f"writer {each.number} died by itself")
-        if self.found["kills"] < self.kills and time.monotonic() >= first.deadline:
+        if killing and first is not None and time.monotonic() >= first.deadline:
             self.stop(first)
             self.found["kills"] += 1
-            self.settle(first)
-            self.start(first)
+        self.revive()
+
+    def revive(self) -> None:
+        """Start the dead again once it is known what became of their last operations."""
+        for each in self.writers:
+            if each.dead and self.place.settled(each.waits):
+                self.settle(each)
+                self.start(each)
 
     def stop(self, writer: Writer) -> None:
         """Kill a writer and take its last messages."""
@@ -184,6 +181,8 @@ class Chunk:
         while self.drain(writer):
             pass
         writer.pipe.close()
+        writer.dead = True
+        writer.waits = self.place.waits_for()
 
     def drain(self, writer: Writer) -> bool:
         """Take the messages that are there; False at the end of the pipe."""
@@ -199,21 +198,25 @@ class Chunk:
         return bool(data)
 
     def take(self, writer: Writer, kind: int, number: int) -> None:
-        if kind == READY:
-            return
-        if kind == BEGUN:
+        if kind == writers.READY:
+            if self.place.from_ready:
+                writer.deadline = self.end_of_life()
+        elif kind == writers.FAILED:
+            self.wrong("conflicts", f"an operation of writer {writer.number} raised")
+            writer.deadline = 0.0
+        elif kind == writers.BEGUN:
             writer.begun = op = Op(self.seed, writer.number, number)
             writer.next = number + 1
-            if op.array in FLAGS:
-                self.flags_begun[op.array].add(op.value)
-        elif kind == DONE:
+            if op.array in self.all_begun:
+                self.all_begun[op.array].add(op.value)
+        elif kind == writers.DONE:
             op = writer.begun
             assert op is not None and op.value == writers.value_of(writer.number, number)
             self.model.apply(op)
             writer.begun = None
             self.found["acked"] += 1
-            if op.array in FLAGS:
-                self.flags_done[op.array].append(op.value)
+            if op.array in self.all_done:
+                self.all_done[op.array].add(op.value)
 
     # -- checking --------------------------------------------------------------------------
 
@@ -266,6 +269,9 @@ class Chunk:
     def after_all_died(self) -> None:
         """Nothing outlives a SIGKILL: a fresh writer gets through, in every array and the files."""
         for each in self.writers:
+            while not self.place.settled(each.waits):
+                time.sleep(0.05)
+        for each in self.writers:
             self.settle(each)
         fresh = self.writers[0]
         began = time.monotonic()
@@ -280,25 +286,41 @@ class Chunk:
 
     def check_all(self, when: str) -> None:
         """Compare everything that writers own, through a store object made now."""
-        with DicedStore(self.location, readonly=True) as store:
+        with DicedStore(self.location, readonly=True, **self.place.strict) as store:
             repo = store.open_repo(writers.REPO)
             for name, wanted in self.model.arrays.items():
                 wrong = int((self.read(repo, name) != wanted).sum())
                 if wrong:
                     self.wrong("lost", f"{wrong} voxels of {name!r} {when}")
-            if dict(repo.files.items()) != self.model.files:
+            files = dict(repo.files.items())
+            files.pop(POKE, None)
+            if files != self.model.files:
                 self.wrong("lost", f"files {when}")
 
+    def order_of(self, name: str) -> list[int]:
+        """Return the operations in an array's log: each acknowledged one, once, and no foreign."""
+        listed = list(self.repo.operations(name))
+        order = [int(each["operation"]) for each in listed if each["operation"] != POKE]
+        shared = Counter(each["number"] for each in listed)
+        self.found["gathered"] += sum(count > 1 for count in shared.values())
+        twice = len(order) - len(set(order))
+        if twice:
+            self.wrong("duplicated", f"{name!r}: {twice} commits are in the log twice")
+        foreign = sorted(set(order) - self.all_begun[name])
+        if foreign:
+            self.wrong("foreign", f"{name!r}: nobody began {foreign[:5]} in the log")
+        lost = sorted(self.all_done[name].difference(order))
+        if lost:
+            self.wrong("lost", f"{name!r}: acknowledged {lost[:5]} are not in the log")
+        return order
+
     def check_flags(self) -> None:
-        """Compare what the watcher read with the order of the commit log."""
+        """Check all logs, and compare what the watcher read with the order of its arrays'."""
+        for name in OWNED:
+            self.order_of(name)
         for name, rows in zip(FLAGS, writers.read_rows(str(self.root / "log")), strict=True):
-            order = [int(each["operation"]) for each in self.repo.operations(name)]
+            order = self.order_of(name)
             place = {0: -1, **{value: i for i, value in enumerate(order)}}
-            if len(place) != len(order) + 1 or not set(order) <= self.flags_begun[name]:
-                self.wrong("foreign", f"{name!r}: the log holds a commit twice, or an unknown one")
-            lost = [value for value in self.flags_done[name] if value not in place]
-            if lost:
-                self.wrong("lost", f"{name!r}: acknowledged {lost[:5]} are not in the log")
             final = np.unique(self.repo[name][FLAGS[name]])
             if final.tolist() != order[-1:]:
                 self.wrong("half", f"{name!r} ends as {final.tolist()}, the log with {order[-1:]}")
@@ -338,7 +360,8 @@ def summary(total: Counter[str]) -> str:
     counts = " ".join(f"{name}={total[name]}" for name in ERRORS if name != "damaged")
     return (
         f"kills={total['kills']} acked={total['acked']} unacked={total['unacked']}"
-        f" kept={total['kept']} reads={total['reads']} seen={total['seen']} {counts} fsck={fsck}"
+        f" kept={total['kept']} gathered={total['gathered']} reads={total['reads']}"
+        f" seen={total['seen']} {counts} fsck={fsck}"
     )
 
 
@@ -351,9 +374,13 @@ def crash(
     durability: str = "both",
     state: Path | None = None,
     root: Path | None = None,
+    server: Any = None,
 ) -> Counter[str]:
-    """Run chunks until there were `kills` kills; return the counts."""
-    key = f"{seed}/{kills}/{count}/{reads}/{durability}"
+    """Run chunks until there were `kills` kills; return the counts.
+
+    `server` is a fake bucket's: the stores are there then.
+    """
+    key = f"{seed}/{kills}/{count}/{reads}/{durability}" + "/gcs" * (server is not None)
     known = json.loads(state.read_text()) if state is not None and state.exists() else {}
     chunks = known.setdefault(key, {})
     total: Counter[str] = Counter()
@@ -365,7 +392,7 @@ def crash(
             began = time.monotonic()
             chunk = Chunk(
                 seed * 10_000 + i, min(CHUNK, kills - i * CHUNK), -(-reads // parts), level, count,
-                folder,
+                folder, server,
             )  # fmt: skip
             found = chunk.run()
             print(f"chunk {i} {level} {time.monotonic() - began:.0f} s:", dict(found), flush=True)
@@ -408,10 +435,11 @@ def contention(count: int, writes: int, root: Path | None = None) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="tests.crash.run", description=__doc__)
+    parser.add_argument("--engine", choices=("local", "gcs"), default="local")
     parser.add_argument("--kills", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--writers", type=int, default=WRITERS, choices=range(1, WRITERS + 1))
-    parser.add_argument("--reads", type=int, default=100_000)
+    parser.add_argument("--reads", type=int, help="100,000; on a bucket 10,000")
     parser.add_argument("--durability", choices=("process", "power", "both"), default="both")
     parser.add_argument("--state", type=Path, help="file that remembers finished chunks")
     parser.add_argument("--root", type=Path, help="directory for the stores")
@@ -428,10 +456,18 @@ def main(argv: list[str] | None = None) -> int:
             f" seconds={time.monotonic() - began:.0f}"
         )
         return int(lost > 0)
-    total = crash(
-        options.kills, options.seed, count=options.writers, reads=options.reads,
-        durability=options.durability, state=options.state, root=options.root,
-    )  # fmt: skip
+    reads = options.reads or (10_000 if options.engine == "gcs" else 100_000)
+    with ExitStack() as stack:
+        server = None
+        if options.engine == "gcs":
+            sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+            import fake_gcs
+
+            server = stack.enter_context(fake_gcs.start())
+        total = crash(
+            options.kills, options.seed, count=options.writers, reads=reads,
+            durability=options.durability, state=options.state, root=options.root, server=server,
+        )  # fmt: skip
     print(summary(total))
     return int(any(total[each] for each in ERRORS))
 

@@ -11,17 +11,18 @@ from __future__ import annotations
 import os
 import random
 import struct
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from diced import DicedRepo, DicedStore, NotFoundError, versioned
+from diced import DicedException, DicedRepo, DicedStore, NotFoundError, versioned
 
 WRITERS = 8
 MESSAGE = struct.Struct("<BQ")
-BEGUN, DONE, READY = 1, 2, 3
+BEGUN, DONE, READY, FAILED = 1, 2, 3, 4
 
 LOW, HIGH = -24, 40  # every axis of every array that writers own planes of
 SIZE = HIGH - LOW
@@ -76,7 +77,8 @@ class Op:
         self.value = value_of(writer, number)
         self.boxes: list[tuple[tuple[slice | int, ...], Any]] = []
         self.files: dict[str, bytes | None] = {}
-        self.array = rng.choice([*OWNED, *OWNED, "flag", "flag", "drift", "files"])
+        # One of them more than the others, so that several writers are often at one log.
+        self.array = rng.choice([*OWNED, *OWNED, *["rows"] * 6, "flag", "flag", "drift", "files"])
         if self.array in FLAGS:
             self.boxes = [(FLAGS[self.array], self.value)]
         elif self.array in OWNED:
@@ -94,17 +96,25 @@ class Op:
         axis = OWNED[self.array]
         index: list[slice | int] = []
         shape: list[int] = []
+        # Half of the boxes are in one block: commits of several writers that do not meet go into
+        # one record on a bucket. The others meet nearly always.
+        small = rng.random() < 0.5
         for _ in range(3):
-            a, b = sorted(rng.sample(range(LOW, HIGH + 1), 2))
+            low = rng.randrange(LOW // 16 * 16, HIGH, 16) if small else LOW
+            low, high = max(low, LOW), min(low + 16, HIGH) if small else HIGH
+            a, b = sorted(rng.sample(range(low, high + 1), 2))
+            if len(index) == axis:
+                a, b = low, high
             index.append(slice(a, b))
             shape.append(b - a)
-        first = LOW + (writer - LOW) % WRITERS  # planes p with p % WRITERS == writer
+        a, b = index[axis].start, index[axis].stop
+        first = a + (writer - a) % WRITERS  # planes p with p % WRITERS == writer
         if rng.random() < 0.3:
-            index[axis] = rng.randrange(first, HIGH, WRITERS)
+            index[axis] = rng.randrange(first, b, WRITERS)
             del shape[axis]
         else:
-            index[axis] = slice(rng.randrange(first, HIGH, WRITERS), HIGH, WRITERS)
-            shape[axis] = len(range(index[axis].start, HIGH, WRITERS))
+            index[axis] = slice(rng.randrange(first, b, WRITERS), b, WRITERS)
+            shape[axis] = len(range(index[axis].start, b, WRITERS))
         if self.array in ("planes", "pixels"):
             # Not constant, so that frames are large and a misplaced voxel shows.
             total = int(np.prod(shape))
@@ -137,6 +147,7 @@ def slots_of(path: str, mode: str = "r+") -> np.memmap:
 
 
 def write(
+    environ: dict[str, str],
     location: str,
     durability: str,
     slots_path: str,
@@ -147,7 +158,12 @@ def write(
     limit: int | None,
     snapshot_records: int,
 ) -> None:
-    """Run operations `number`, `number` + 1, ... until killed, or until `limit`."""
+    """Run operations `number`, `number` + 1, ... until killed, or until `limit`.
+
+    Writers have no reason to fail: after an error it waits for its end, so that what became of the
+    operation can be found out.
+    """
+    os.environ.update(environ)
     versioned.SNAPSHOT_RECORDS = snapshot_records
     out = pipe.fileno()
     store = DicedStore(location, durability=durability, create=False)
@@ -158,20 +174,34 @@ def write(
     while limit is None or number < limit:
         op = Op(seed, writer, number)
         os.write(out, MESSAGE.pack(BEGUN, number))
-        op.run(repo)
+        try:
+            op.run(repo)
+        except DicedException as error:
+            print(f"  operation {op.value} of {op.array!r}: {error!r}", file=sys.stderr, flush=True)
+            os.write(out, MESSAGE.pack(FAILED, number))
+            time.sleep(3600)
         if op.array in rows:
             slots[rows[op.array], writer] = op.value
         os.write(out, MESSAGE.pack(DONE, number))
         number += 1
 
 
-def watch(location: str, slots_path: str, stop_path: str, log_path: str, wanted: int) -> None:
+def watch(
+    environ: dict[str, str],
+    location: str,
+    options: dict[str, Any],
+    slots_path: str,
+    stop_path: str,
+    log_path: str,
+    wanted: int,
+) -> None:
     """Read the flag boxes until told to stop, and at least `wanted` times.
 
     Each row of the log is: flag array, least and greatest value read, the slots before the read.
     Whether a value was stale is decided later, by the order of the commit log.
     """
-    store = DicedStore(location, readonly=True)
+    os.environ.update(environ)
+    store = DicedStore(location, readonly=True, **options)
     repo = store.open_repo(REPO)
     arrays = [(i, repo.get_array(name), box) for i, (name, box) in enumerate(FLAGS.items())]
     outs = [np.empty([s.stop - s.start for s in box], np.uint32) for box in FLAGS.values()]

@@ -49,7 +49,7 @@ def add_commands(commands: common.Commands) -> None:
 
 def _fsck(args: argparse.Namespace) -> int:
     from diced import fsck, rebuild
-    from diced.lanecheck import UNCHECKED
+    from diced.report import UNCHECKED
 
     def say(text: str) -> None:
         if args.progress:

@@ -4,6 +4,9 @@ A key is a path below the root.  ``link(2)`` is what makes `LocalEngine.put_if_a
 one host and between hosts; no lock is needed for safety.  Two directories of the root are the
 engine's own: ``.tmp`` (files being written) and ``.turn`` (lock files, a hint only).
 
+On a network file system a name that seems missing is looked for again past the client's caches,
+and the bytes of files are synced also at durability "process": other hosts do not see them before.
+
 This module does not decide what a store is, and never renames or rewrites an object.
 """
 
@@ -28,15 +31,15 @@ from diced.engine.base import (
     check_key,
     check_range,
     fresh_key,
-    is_part,
     missing,
     short_read,
     translate,
     writable_view,
 )
+from diced.engine.folders import Folders, make_root
+from diced.engine.netfs import GONE, RENAMES, Fresh, is_network
 from diced.engine.posix import (
     CREATE,
-    READ,
     FileAppender,
     Handle,
     Handles,
@@ -44,28 +47,49 @@ from diced.engine.posix import (
     Spares,
     file_system,
     folder,
+    names_in,
     open_file,
-    sync_directory,
-    sync_file,
     write_new,
 )
-from diced.engine.staged import StagedFile, Syncs
-from diced.errors import DicedException, EngineError, LocationError, NoSpaceError, ReadOnlyError
+from diced.engine.staged import StagedFile
+from diced.errors import (
+    CorruptError,
+    DicedException,
+    EngineError,
+    InvalidError,
+    LocationError,
+    NoSpaceError,
+    ReadOnlyError,
+)
 
 T = TypeVar("T")
 
 # File systems that journal in order. Others, such as btrfs, do not log a file without a name when
 # it is synced, so that a power cut after its naming could leave it empty.
 _KEEPS_NAMELESS = {"ext3", "ext4", "xfs", "tmpfs"}
-_GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_NAMINGS = ("link", "rename")
 _MAX_OFFSET = (1 << 63) - 1
 _TRUST = 1 << 20  # a longer range is checked against the file before memory is set aside for it
 
 
 def open_local(
-    location: str, *, durability: str = "power", readonly: bool = False, create: bool = True
+    location: str,
+    *,
+    durability: str = "power",
+    readonly: bool = False,
+    create: bool = True,
+    network: bool | None = None,
+    naming: str | None = None,
 ) -> LocalEngine:
     """Open the directory `location`, making it and its parents if asked and allowed to.
+
+    Parameters
+    ----------
+    location : str
+    durability, readonly, network, naming
+        As of `LocalEngine`.
+    create : bool
+        Make the directory if it is missing.
 
     Raises
     ------
@@ -85,13 +109,15 @@ def open_local(
         if readonly or not create:
             raise LocationError(f"there is no directory {root!r}")
         try:
-            _make_root(root, durability)
+            make_root(root, durability)
         except OSError as error:
             cause = translate(error, f"make the directory {root!r}")
             if isinstance(cause, NoSpaceError):
                 raise cause from error
             raise LocationError(str(cause)) from error
-    return LocalEngine(root, durability=durability, readonly=readonly)
+    return LocalEngine(
+        root, durability=durability, readonly=readonly, network=network, naming=naming
+    )
 
 
 class LocalEngine(Engine):
@@ -108,6 +134,13 @@ class LocalEngine(Engine):
         Files kept open for reading.
     system : module
         Where the calls of `os` are found; tests pass one that fails on demand.
+    network : bool, optional
+        Other hosts may use the directory, and this one's caches hide what they do.  By default
+        that is decided by the type of the file system.
+    naming : {"link", "rename"}, optional
+        How a file gets its key: ``link(2)``, or ``renameat2(2)`` that replaces nothing.  By
+        default the first, and the second on a local file system without links, or where
+        ``diced probe`` found on two hosts that it does.
     """
 
     def __init__(
@@ -118,7 +151,11 @@ class LocalEngine(Engine):
         readonly: bool = False,
         max_handles: int = 256,
         system: Any = os,
+        network: bool | None = None,
+        naming: str | None = None,
     ) -> None:
+        if naming is not None and naming not in _NAMINGS:
+            raise InvalidError(f"naming is one of {_NAMINGS}; got {naming!r}")
         self.root = root
         self.durability = check_durability(durability)
         self.readonly = bool(readonly)
@@ -128,13 +165,21 @@ class LocalEngine(Engine):
         self._handles = Handles(max_handles, system)
         # The flag that makes a file without a name, while that is known to work and to last.
         self._nameless: int | None = getattr(system, "O_TMPFILE", None)
-        if durability == "power" and file_system(root) not in _KEEPS_NAMELESS:
+        self.kind = file_system(root)
+        self.network = is_network(self.kind) if network is None else network
+        self._fresh = Fresh(root, system) if self.network else None
+        self.naming = naming or ("rename" if self.kind in RENAMES else "link")
+        self.naming_given = naming is not None
+        # What the bytes of files survive; that of names is `durability`.
+        self._level = "power" if self.network else self.durability
+        if self.network or self.naming == "rename":
+            self._nameless = None
+        if durability == "power" and self.kind not in _KEEPS_NAMELESS:
             self._nameless = None
         self._spares: Spares | None = None
         if self._nameless is not None and system is os:
             self._spares = Spares(root, self._nameless)
-        self._syncs = Syncs()
-        self._made: set[str] = set()  # directories this engine knows to exist, durably
+        self._folders = Folders(root, self.durability, system, self._fresh)
         self._turns = Turns()
         self._locks = SlotLocks(f"{root}/.turn")
         _engines.add(self)
@@ -164,7 +209,7 @@ class LocalEngine(Engine):
         self._check_write(key)
         try:
             # The directory is there, but its own name may not be durable.
-            self._within(folder(key), lambda: self._sync_directory(folder(key)))
+            self._folders.within(folder(key), lambda: self._folders.sync(folder(key)))
         except OSError as error:
             raise self._write_error(error, key) from error
 
@@ -175,8 +220,8 @@ class LocalEngine(Engine):
         key, fd = self._create_fresh(prefix, suffix)
         whole = False
         try:
-            write_new(self._os, fd, chunks, self.durability)
-            self._sync_directory(folder(key))
+            write_new(self._os, fd, chunks, self._level)
+            self._folders.sync(folder(key))
             whole = True
         except OSError as error:
             raise self._write_error(error, key) from error
@@ -189,8 +234,8 @@ class LocalEngine(Engine):
         self._check_open()
         self._check_write(key)
         try:
-            self._os.unlink(self._path(key))
-        except _GONE:
+            self._sure(folder(key), lambda: self._os.unlink(self._path(key)))
+        except GONE:
             pass
         except OSError as error:
             raise translate(error, f"delete {key!r} in {self.root!r}") from error
@@ -201,7 +246,7 @@ class LocalEngine(Engine):
         self._check_open()
         self._check_write(prefix)
         key, fd = self._create_fresh(prefix, suffix)
-        return FileAppender(key, self._path(key), fd, self.durability, self._os)
+        return FileAppender(key, self._path(key), fd, self._level, self._os)
 
     def sweep_temps(self, older_than_seconds: float = 86400, *, count_only: bool = False) -> int:
         self._check_open()
@@ -225,6 +270,11 @@ class LocalEngine(Engine):
         except OSError as error:
             raise translate(error, f"sweep {folder!r}") from error
         return removed
+
+    def prune(self, prefix: str) -> None:
+        """Remove the empty directories below a prefix, and those for temporary files."""
+        self._folders.prune(check_key(prefix))
+        self._folders.prune(".tmp")
 
     # ---- reading
 
@@ -275,8 +325,8 @@ class LocalEngine(Engine):
     def borrow(self, key: str) -> Handle:
         self._check_open()
         try:
-            return self._handles.take(key, self._path(check_key(key)), True)
-        except _GONE:
+            return self._take(check_key(key), True)
+        except GONE:
             raise missing(key) from None
         except OSError as error:
             raise translate(error, f"open {key!r} in {self.root!r}") from error
@@ -331,24 +381,38 @@ class LocalEngine(Engine):
     def _stat(self, key: str) -> os.stat_result | None:
         self._check_open()
         check_key(key)
+        path = self._path(key)
         try:
-            status: os.stat_result = self._os.stat(self._path(key))
-        except _GONE:
+            status: os.stat_result
+            if self._fresh is None:
+                status = self._os.stat(path)
+            else:
+                status = self._fresh.sure(folder(key), lambda: self._os.stat(path))
+        except GONE:
             return None
         except OSError as error:
             raise translate(error, f"look up {key!r} in {self.root!r}") from error
         return status if stat.S_ISREG(status.st_mode) else None
 
     def _reading(self, key: str, keep: bool, read: Callable[[int], T]) -> T:
+        short = False
         for attempt in (1, 2):
             try:
-                handle = self._handles.take(key, self._path(key), keep)
+                if short and self._fresh is not None:
+                    self._fresh.refresh(key)
+                handle = self._take(key, keep)
                 try:
                     return read(handle.fd)
                 finally:
                     self._handles.give_back(handle)
-            except _GONE:
+            except GONE:
                 raise missing(key) from None
+            except CorruptError:
+                if self._fresh is None or attempt == 2:
+                    raise
+                # Too short: it may have grown at the server since it was opened here.
+                self._handles.drop(key)
+                short = True
             except OSError as error:
                 # NFS: the file was replaced at the server behind a cached handle.
                 if error.errno == errno.ESTALE and attempt == 1:
@@ -357,16 +421,22 @@ class LocalEngine(Engine):
                 raise translate(error, f"read {key!r} in {self.root!r}") from error
         raise AssertionError("not reached")
 
+    def _take(self, key: str, keep: bool) -> Handle:
+        path = self._path(key)
+        if self._fresh is None:
+            return self._handles.take(key, path, keep)
+        return self._fresh.sure(folder(key), lambda: self._handles.take(key, path, keep))
+
+    def _sure(self, directory: str, action: Callable[[], T]) -> T:
+        """Do something with a name in a directory, as `Fresh.sure` on a network file system."""
+        return action() if self._fresh is None else self._fresh.sure(directory, action)
+
     def _walk(self, prefix: str, after: str) -> Iterator[str]:
         try:
-            with self._os.scandir(self._path(prefix)) as entries:
-                # A directory sorts as its name with a slash, which is how its keys sort.
-                found = sorted(
-                    entry.name + "/" if entry.is_dir() else entry.name
-                    for entry in entries
-                    if is_part(entry.name)
-                )
-        except _GONE:
+            if self._fresh is not None:
+                self._fresh.refresh(prefix)
+            found = self._sure(prefix, lambda: names_in(self._os, self._path(prefix)))
+        except GONE:
             return
         except OSError as error:
             raise translate(error, f"list {prefix!r} in {self.root!r}") from error
@@ -390,28 +460,7 @@ class LocalEngine(Engine):
 
     def _create(self, key: str) -> int:
         path = self._path(key)
-        return self._within(folder(key), lambda: open_file(self._os, path, CREATE))
-
-    def _holds(self, path: str, data: memoryview) -> bool | None:
-        """Whether the file at `path` holds `data`, synced if so; None if there is no file."""
-        try:
-            fd = open_file(self._os, path, READ)
-        except FileNotFoundError:
-            return None
-        try:
-            if self._os.fstat(fd).st_size != data.nbytes:
-                return False
-            got = 0
-            while got < data.nbytes:
-                part = self._os.pread(fd, min(_TRUST, data.nbytes - got), got)
-                if not part or part != data[got : got + len(part)]:
-                    return False
-                got += len(part)
-            if self.durability == "power":
-                sync_file(self._os, fd)  # the earlier attempt may have been by another engine
-            return True
-        finally:
-            os.close(fd)
+        return self._folders.within(folder(key), lambda: open_file(self._os, path, CREATE))
 
     def _discard(self, path: str) -> None:
         try:
@@ -426,60 +475,13 @@ class LocalEngine(Engine):
             return EngineError(f"cannot {doing}: its directory or temporary file was removed")
         return translate(error, doing)
 
-    def _within(self, directory: str, action: Callable[[], T]) -> T:
-        """Do something in a directory, making it if need be."""
-        self._make_directory(directory)
-        try:
-            return action()
-        except FileNotFoundError:
-            above = directory  # removed behind our back: forget what we knew of it
-            while above:
-                self._made.discard(above)
-                above = folder(above)
-        self._make_directory(directory)
-        return action()
-
-    def _make_directory(self, directory: str) -> None:
-        """Make a directory below the root; at power durability its own name is durable too."""
-        if not directory or directory in self._made:
-            return
-        parent = folder(directory)
-        self._make_directory(parent)
-        try:
-            self._os.mkdir(self._path(directory))
-        except FileExistsError:
-            pass  # whoever made it may not have synced it yet, so this engine does too
-        except FileNotFoundError as error:
-            if not os.path.isdir(self.root):
-                raise LocationError(f"the directory {self.root!r} is gone") from error
-            raise
-        if not directory.startswith("."):
-            self._sync_directory(parent)
-        self._made.add(directory)
-
-    def _sync_directory(self, directory: str, failures: int | None = None) -> None:
-        """Make the names in a directory durable; `failures` as in `Flushes.join`."""
-        if self.durability != "power":
-            return
-        shared = self._syncs.of(directory)
-        shared.join(lambda: sync_directory(self._os, self._path(directory)), failures=failures)
-
     def _after_fork(self) -> None:
-        self._syncs = Syncs()
+        self._folders.forked()
         if self._spares is not None:
             self._spares.forked()
         self._handles.clear(forked=True)
         self._turns = Turns()
         self._locks.forked()
-
-
-def _make_root(root: str, durability: str) -> None:
-    parent = os.path.dirname(root)
-    if not os.path.isdir(parent):
-        _make_root(parent, durability)
-    os.makedirs(root, exist_ok=True)
-    if durability == "power":
-        sync_directory(os, parent)
 
 
 _engines: weakref.WeakSet[LocalEngine] = weakref.WeakSet()

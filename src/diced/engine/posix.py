@@ -22,7 +22,7 @@ from typing import Any
 
 from diced.engine.appender import Appender
 from diced.engine.aside import Aside
-from diced.engine.base import Buffer, Durability, Turns, flat_view, translate
+from diced.engine.base import Buffer, Durability, Turns, flat_view, is_part, translate
 
 CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
 WRITE = os.O_WRONLY | os.O_CLOEXEC
@@ -117,6 +117,19 @@ def _progress(wrote: int) -> int:
     if wrote <= 0:
         raise OSError(errno.EIO, "the system wrote nothing")
     return wrote
+
+
+def names_in(system: Any, path: str) -> list[str]:
+    """Return the parts of keys in a directory, sorted, those of directories with a slash behind.
+
+    A directory sorts as its name with a slash, which is how its keys sort.
+    """
+    with system.scandir(path) as entries:
+        return sorted(
+            entry.name + "/" if entry.is_dir() else entry.name
+            for entry in entries
+            if is_part(entry.name)
+        )
 
 
 class FileAppender(Appender):
