@@ -48,6 +48,7 @@ LEVELS: dict[str, float] = {
     "log": 3.1,
     "home": 3.5,
     "state": 3.9,
+    "moment": 3.9,
     "compose": 3.93,
     "proposal": 3.93,
     "tidy": 3.93,

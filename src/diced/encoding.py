@@ -7,6 +7,7 @@ Blocks are encoded a group at a time, gathered, compressed and framed in one reg
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from diced.spec import ArraySpec, cast
 # Voxels encoded by one task: as many blocks as this holds, and at least so many.
 GROUP_BYTES = 2 * 1024 * 1024
 GROUP_BLOCKS = 4
+# Voxels of blocks that are fetched to be merged, at a time.
+MERGE_BYTES = 64 * 1024 * 1024
 # The part of a frame that is compared first: it holds the checksums of all of it.
 HEAD_BYTES = 128
 
@@ -146,6 +149,9 @@ class Encoder:
 
     def merges(self, merges: list[Merge], into: dict[bytes, Entry]) -> None:
         """Encode blocks of which parts are new."""
+        if self._blocks.home.engine.remote:
+            self._merges_fetched(merges, into)
+            return
 
         def one(group: list[Merge]) -> None:
             group = self._merge_units([each.load() for each in group], into)
@@ -154,17 +160,38 @@ class Encoder:
             stack, table = self._blocks.stack(len(group))
             keys = [each.key for each in group]
             self._blocks.read_entries([each.base for each in group], keys, table, stack)
-            for number, each in enumerate(group):
-                block = self._at(stack, number)
-                for patch in each.patches:
-                    patch.apply(block, self._spec.dtype, self._what)
-            stored = [each.known for each in group]
-            into.update(self._encode(stack, keys, table, range(len(group)), stored))
+            self._patched(group, keys, stack, table, into, range(len(group)))
 
         # Each costs a read, too: smaller groups share them better among few threads.
-        threads = self._blocks.fetchers
-        size = max(1, min(self._group, -(-len(merges) // (2 * threads))))
-        self._share(one, merges, size, threads)
+        size = max(1, min(self._group, -(-len(merges) // (2 * self._blocks.threads))))
+        self._share(one, merges, size)
+
+    def _merges_fetched(self, merges: list[Merge], into: dict[bytes, Entry]) -> None:
+        """The same where reads are requests: many blocks' by few, then all are encoded."""
+        most = max(1, MERGE_BYTES // self._spec.block_nbytes)
+        for at in range(0, len(merges), most):
+            group = [each.load() for each in merges[at : at + most]]
+            stack, table = self._blocks.stack(len(group))
+            names = [each.key for each in group]
+            self._blocks.read_entries([each.base for each in group], names, table, stack)
+            work = partial(self._patched, group, names, stack, table, into)
+            self._share(work, range(len(group)), self._group)
+
+    def _patched(
+        self,
+        group: list[Merge],
+        names: list[bytes],
+        stack: np.ndarray,
+        table: np.ndarray,
+        into: dict[bytes, Entry],
+        rows: Sequence[int],
+    ) -> None:
+        """Apply patches to some blocks of a stack, and encode these."""
+        for row in rows:
+            for patch in group[row].patches:
+                patch.apply(self._at(stack, row), self._spec.dtype, self._what)
+        stored = [group[row].known for row in rows]
+        into.update(self._encode(stack, names, table, rows, stored))
 
     def _merge_units(self, group: list[Merge], into: dict[bytes, Entry]) -> list[Merge]:
         """Write blocks of which only some units need work; return the others."""
@@ -202,16 +229,14 @@ class Encoder:
             room = min(self._group * self._spec.block_nbytes, 2 * GROUP_BYTES)
             return np.empty(writer.most + room, np.uint8)
 
-    def _share(
-        self, work: Callable[[list[Any]], None], items: list[Any], size: int, threads: int = 0
-    ) -> None:
+    def _share(self, work: Callable[[Any], None], items: Sequence[Any], size: int) -> None:
         """Do work on groups of items, on the pool if there are several."""
         if len(items) <= size:
             if items:
                 work(items)
             return
         groups = [items[i : i + size] for i in range(0, len(items), size)]
-        pool.for_each(work, groups, threads or self._blocks.threads)
+        pool.for_each(work, groups, self._blocks.threads)
 
     def _at(self, stack: np.ndarray, number: int) -> np.ndarray:
         size = self._spec.block_shape[0]

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from diced.attrs import Attributes
 from diced.errors import LockedError
+from diced.moment import moment
 from diced.spec import ArraySpec
 from diced.state import Prepare, State
-from diced.versioned import Lane, moment
+from diced.versioned import Lane
 
 if TYPE_CHECKING:
     from diced.repo import DicedRepo

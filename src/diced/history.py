@@ -8,6 +8,7 @@ half-way carries it to its end; nothing can turn it back.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -99,6 +100,7 @@ class History:
         for old in list(self._lanes.values()):
             old.stale = True
         self._lanes = {}
+        self._born: dict[str, float] = {}  # nodes that this process made, and since when
 
     def view(self) -> View:
         """Return the newest metadata; one freshness probe."""
@@ -172,6 +174,7 @@ class History:
             fields = self._birth(public, number, [node_id], name, note)
             return [(NODES, bytes.fromhex(child), fields)]
 
+        self._born[child] = time.monotonic()
         self._transact(edit, "branch")
         return self.view().dag.nodes[child]
 
@@ -224,12 +227,15 @@ class History:
         view = self.view()
         if view.dag.nodes[node_id].status != LOCKING:
             return
-        lanes = {}
-        for spec in view.arrays.values():
-            if spec.versioned and spec.node in view.dag.ancestry(view.dag.nodes[node_id]):
-                lane = self.lane(spec, node_id)
-                state = lane.lock(self.user)
-                lanes[spec.id] = lane.fold(state).fields()
+
+        def end(spec: ArraySpec) -> tuple[str, dict[str, Any]]:
+            lane = self.lane(spec, node_id)
+            return spec.id, lane.fold(lane.lock(self.user)).fields()
+
+        ancestry = view.dag.ancestry(view.dag.nodes[node_id])
+        shown = [each for each in view.arrays.values() if each.versioned and each.node in ancestry]
+        threads = pool.LIMIT if self.home.engine.remote else 1
+        lanes = dict(pool.map_ordered(end, shown, threads))
         key = keys.lock(self.home.prefix, node_id)
         txid = log.new_txid()
         head = {"txid": txid, "node": node_id, "lanes": lanes, "time": log.now(), "user": self.user}
@@ -291,8 +297,11 @@ class History:
             stored = {**fields, "node": node_id, "created": log.now(), "user": self.user}
             return [(ARRAYS, bytes.fromhex(array_id), stored)]
 
+        began = time.monotonic()
         self._transact(edit, f"create array {name}")
-        return self.view().arrays[array_id]
+        spec = self.view().arrays[array_id]
+        self.lane(spec, node_id).begin(began)
+        return spec
 
     def edit_array(self, array_id: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         """Change the stored description of an array atomically."""
@@ -368,6 +377,8 @@ class History:
                 lane = Lane(self.home, spec.id, where, Base())
             else:
                 lane = Lane(self.home, spec.id, where, self._root(spec, node.parents[0]))
+                if node_id in self._born:
+                    lane.begin(self._born[node_id])
         for old in _trim(self._lanes):
             old.stale = True  # its handles get another, so that `renew` reaches all in use
         return self._lanes.setdefault((spec.id, where), lane)

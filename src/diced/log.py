@@ -361,16 +361,37 @@ class CommitLog:
         """Publish a staged record at a number; False when another writer has it."""
         return staged.name(keys.record(self.prefix, number))
 
+    def survey(self) -> tuple[int, int]:
+        """Return the numbers of the newest snapshot and of the last record, by one listing."""
+        snapshots, records = keys.snapshots(self.prefix) + "/", keys.records(self.prefix) + "/"
+        newest = last = 0
+        for key in self.engine.list(self.prefix):  # snapshots come first
+            if key.startswith(snapshots):
+                newest = int(key[len(snapshots) :])
+            elif not key.startswith(records):
+                break
+            else:
+                last = int(key[len(records) :])
+                if newest - last > 512:  # a page of names or more that nobody needs
+                    return newest, self.tail(newest)
+        return newest, max(newest, last)
+
+    def snapshot(self, number: int) -> Record | None:
+        """Return the snapshot after a record, or None if there is no good one."""
+        key = keys.snapshot(self.prefix, number)
+        try:
+            return Record.decode(self.engine.get(key), key)
+        except (CorruptError, NotFoundError):
+            return None  # derived data: an older one, or the log itself, gives the same state
+
     def newest_snapshot(self, at_most: int | None = None) -> Record | None:
         """Return the newest readable snapshot. A listing may be stale: it is only a hint."""
         names = list(self.engine.list(keys.snapshots(self.prefix)))
         for key in reversed(names):
-            if at_most is not None and int(key.rsplit("/", 1)[1]) > at_most:
-                continue
-            try:
-                return Record.decode(self.engine.get(key), key)
-            except (CorruptError, NotFoundError):
-                continue  # derived data: an older one, or the log itself, gives the same state
+            number = int(key.rsplit("/", 1)[1])
+            found = self.snapshot(number) if at_most is None or number <= at_most else None
+            if found is not None:
+                return found
         return None
 
     def put_snapshot(self, number: int, snapshot: Record) -> None:

@@ -21,8 +21,9 @@ from diced.errors import (
 from diced.files import KeyValueArray
 from diced.history import History, View, locked_message
 from diced.keys import NO_NODE
+from diced.moment import moment
 from diced.spec import ArrayDtype, ArraySpec
-from diced.versioned import Lane, moment
+from diced.versioned import Lane
 
 if TYPE_CHECKING:
     from diced.store import DicedStore

@@ -147,26 +147,12 @@ class DicedStore:
 
     def _open(self, create: bool) -> str:
         """Return the store's UUID, after making or checking ``diced.json``."""
-        if not self.engine.exists(keys.STORE_FILE):
-            listed = self.engine.list("")
-            first = next((key for key in listed if not key.startswith(keys.BESIDE)), None)
-            if first is not None and first.split("/")[0] in ("r", keys.STORE_HOME):
-                raise LocationError(f"{self.url} lost its {keys.STORE_FILE}; restore it")
-            if not create:
-                raise LocationError(f"{self.url} holds no diced store")
-            if first is not None:
-                raise LocationError(f"{self.url} is neither a diced store nor empty")
-            fields = {
-                "format": FORMAT,
-                "store": keys.new_uuid(),
-                "required": [],
-                "created": log.now(),
-            }
-            data = jsontext.dumps(fields)
-            # False: another process made the store in this moment; then its file counts.
-            self.engine.put_if_absent(keys.STORE_FILE, data, os.urandom(16))
         try:
-            fields = jsontext.loads(self.engine.get(keys.STORE_FILE))
+            data = self.engine.get(keys.STORE_FILE)
+        except NotFoundError:
+            data = self._found(create)
+        try:
+            fields = jsontext.loads(data)
             found, uuid, required = fields["format"], fields["store"], set(fields["required"])
         except (ValueError, KeyError, TypeError):
             raise CorruptError(f"{self.url}: {keys.STORE_FILE} is not what diced writes") from None
@@ -176,6 +162,23 @@ class DicedStore:
                 f" this diced reads format {FORMAT} with {sorted(FEATURES)}"
             )
         return str(uuid)
+
+    def _found(self, create: bool) -> bytes:
+        """Make the store where there is none; return its file."""
+        listed = self.engine.list("")
+        first = next((key for key in listed if not key.startswith(keys.BESIDE)), None)
+        if first is not None and first.split("/")[0] in ("r", keys.STORE_HOME):
+            raise LocationError(f"{self.url} lost its {keys.STORE_FILE}; restore it")
+        if not create:
+            raise LocationError(f"{self.url} holds no diced store")
+        if first is not None:
+            raise LocationError(f"{self.url} is neither a diced store nor empty")
+        data = jsontext.dumps(
+            {"format": FORMAT, "store": keys.new_uuid(), "required": [], "created": log.now()}
+        )
+        if self.engine.put_if_absent(keys.STORE_FILE, data, os.urandom(16)):
+            return data
+        return self.engine.get(keys.STORE_FILE)  # another process made it in this moment
 
     # -- repos -----------------------------------------------------------------------------
 

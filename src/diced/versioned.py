@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from diced import grid, index, keys, log, pool
@@ -22,6 +23,7 @@ from diced.commit import Committer
 from diced.errors import CorruptError, DicedException, LockedError, ReadOnlyError
 from diced.home import Home
 from diced.log import CommitLog, Delta, Entry, Reads, Record
+from diced.moment import call_began
 from diced.state import (
     Base,
     Overlay,
@@ -151,7 +153,7 @@ class Lane:
             return state
 
     def _is_fresh(self, state: State, now: float) -> bool:
-        since: float = getattr(_call, "began", now) - self.home.engine.max_age
+        since = call_began(now) - self.home.engine.max_age
         return self.checked >= since and state.number >= self.least
 
     def is_due(self, began: float) -> bool:
@@ -162,8 +164,10 @@ class Lane:
     def _catch_up(self, last: int = 0) -> State:
         state = self._state
         if state is None:
-            state = self._open(None)
-            self._state = state
+            state = self._survey() if self._remote else None
+            if state is not None:
+                return state
+            self._state = state = self._open(None)
         if self._remote:  # one round of requests, mostly of one, for there is nothing new
             for found in self.log.find_many(range(state.number + 1, max(last, state.number) + 2)):
                 if found is None:
@@ -188,6 +192,34 @@ class Lane:
             self._rebase_size = len(state.overlay)
         return state
 
+    def _survey(self) -> State | None:
+        """Open in two rounds of requests: a listing, then all that it names side by side."""
+        first, last = self.log.survey()
+        numbers = range(first + 1, last + 2)  # and one more: a listing alone does not tell the end
+        reads = [partial(self.log.snapshot, first)] if first else []
+        reads += [partial(self.log.find, number) for number in numbers]
+        found = pool.map_ordered(lambda read: read(), reads, pool.LIMIT)
+        state = State(0, self.base.roots, Overlay(), self.base.box, False)
+        if first:
+            snapshot = next(found)
+            if snapshot is None:
+                return None
+            state = self._from_snapshot(snapshot)
+        self._state = state
+        for number, record in zip(numbers, found, strict=True):
+            if record is None and number > last:
+                return state
+            record = self.log.read(number) if record is None else record
+            self._state = state = self._fold_in(state, number, self._whole(record))
+        return self._catch_up()
+
+    def begin(self, began: float) -> None:
+        """Take note that nobody can have written here before a time: it did not exist yet."""
+        with self._fresh:
+            if self._state is None:
+                self._state = State(0, self.base.roots, Overlay(), self.base.box, False)
+                self.checked = began
+
     def _open(self, known: State | None) -> State:
         """Return the state of the newest snapshot, or `known` if that is newer."""
         snapshot = self.log.newest_snapshot()
@@ -195,9 +227,11 @@ class Lane:
             return known
         if snapshot is None:
             return State(0, self.base.roots, Overlay(), self.base.box, False)
-        number = snapshot.head["number"]
+        return self._from_snapshot(snapshot)
+
+    def _from_snapshot(self, snapshot: Record) -> State:
         base = Base.parse(snapshot.head)
-        state = State(number, base.roots, Overlay(), base.box, False)
+        state = State(snapshot.head["number"], base.roots, Overlay(), base.box, False)
         self._move_to(state, snapshot.head.get("entries", 0))
         return state
 
@@ -438,7 +472,8 @@ class Lane:
             while True:
                 with self.queue(lost):
                     with self._fresh:
-                        state = self._catch_up()
+                        state = self._state if self._remote and not lost else None
+                        state = self._catch_up() if state is None else state
                         head = {
                             "txid": txid,
                             "base": state.number,
@@ -451,34 +486,15 @@ class Lane:
                     if state.locked:
                         self.settle(state.number)
                         return state
-                    record = Record(log.LOCK, head)
-                    if self.log.put(state.number + 1, record.encode(), txid):
-                        self.least = state.number + 1
-                        return self.refresh()
+                    record, number = Record(log.LOCK, head), state.number + 1
+                    if self.log.put(number, record.encode(), txid):
+                        self.least = number
+                        with self._fresh:
+                            if self.known() is not state:
+                                return self._catch_up()
+                            self._state = state = self._fold_in(state, number, record)
+                            return state
                 lost += 1
-
-
-class moment:
-    """With this, the lanes of one call are refreshed side by side, and then not again inside it.
-
-    Only for engines where that saves time; lanes that are fresh enough cost nothing.
-    """
-
-    def __init__(self, lanes: Sequence[Lane]):
-        self._lanes = lanes
-
-    def __enter__(self) -> None:
-        self._outer = getattr(_call, "began", None)
-        if self._outer is None:
-            _call.began = began = time.monotonic()
-            pool.for_each(Lane.refresh, [each for each in self._lanes if each.is_due(began)], 8)
-
-    def __exit__(self, *_error: object) -> None:
-        if self._outer is None:
-            del _call.began
-
-
-_call = threading.local()
 
 
 _LANES: weakref.WeakSet[Lane] = weakref.WeakSet()
