@@ -175,6 +175,7 @@ class DicedArray(Handle):
     __contains__ = None
     __reversed__ = None
 
+    @together()
     def blocks(self) -> Iterator[tuple[int, ...]]:
         """Yield the block coordinates of all blocks present, near ones near each other."""
         blocks = self._blocks()

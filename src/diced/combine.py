@@ -49,7 +49,7 @@ BUSY = 4.0
 PATIENT = 8
 LEAST_HOLD = 0.25
 # Of a request, what lies between two looks for the next record.
-POLL = 0.6
+POLL = 1.0
 # Durations of a request after which a writer that was to gather is taken for dead.
 PATIENCE = 12
 
@@ -291,7 +291,7 @@ class Combiner:
         mine = fitting(parts)
         if not mine:
             return
-        key = keys.proposal(lane.log.prefix, log.new_txid())
+        key = keys.proposal(lane.log.prefix, mine[0].txid)
         data = b"".join(proposal(part) for part in mine)
         for part in mine:
             part.since = lane.known().number if part.since is None else part.since
@@ -321,7 +321,7 @@ class Combiner:
                 self._meet(mine, number, record)
                 turn, attempt = self._turn(), 0
             elif time.monotonic() < turn:
-                pause = POLL * max(1.0, self._crowd / 8) * self._request
+                pause = POLL * self._request
                 time.sleep(max(0.0, min(pause, turn - time.monotonic())))
             else:
                 last = self._gather(mine, number, own, attempt)
@@ -344,7 +344,7 @@ class Combiner:
 
     def _turn(self) -> float:
         """Return when to gather if nobody has: spread so that few waiters begin at once."""
-        return time.monotonic() + random.uniform(0.0, max(1.0, self._crowd / 4)) * self._request
+        return time.monotonic() + random.uniform(0.0, self._crowd / 2) * self._request
 
     def _gather(self, mine: list[Part], number: int, own: str, attempt: int) -> int:
         """Put a record with these parts and the proposals of others; return the last number.
@@ -376,11 +376,11 @@ class Combiner:
             return state.number
         void: list[str] = []
         gathered = 1
-        for key, parts in self._load([key for key in found[0] if key != own]):
-            undecided = [part for part in parts if part.txid not in self._outcomes]
-            if not undecided:
+        for key in found[0]:
+            if self._outcome_of(key) is not None:
                 self._tidy(key)
-                continue
+        for parts in self._load([key for key in found[0] if key != own]):
+            undecided = [part for part in parts if part.txid not in self._outcomes]
             free = [part for part in undecided if not self._is_held(part)]
             chosen = [part for part in free if self._allows(state, part, void)]
             before = len(live)
@@ -415,15 +415,20 @@ class Combiner:
                 live = larger
         return live
 
-    def _load(self, names: list[str]) -> list[tuple[str, list[Part]]]:
-        """Read proposals that were not read before; those that are gone are forgotten."""
+    def _outcome_of(self, key: str) -> int | None:
+        """Return what became of a proposal, which is called after the first commit in it."""
+        return self._outcomes.get(key.rsplit("/", 1)[1])
+
+    def _load(self, names: list[str]) -> list[list[Part]]:
+        """Read undecided proposals that were not read before; those that are gone are forgotten."""
+        names = [key for key in names if self._outcome_of(key) is None]
         known = self._proposals
         self._proposals = {key: known[key] for key in names if key in known}
         fresh = [key for key in names if key not in known][:MOST_PROPOSALS]
         for key, parts in zip(fresh, pool.map_ordered(self._read, fresh, pool.LIMIT), strict=True):
             if parts:
                 self._proposals[key] = parts
-        return list(self._proposals.items())
+        return list(self._proposals.values())
 
     def _read(self, key: str) -> list[Part]:
         try:

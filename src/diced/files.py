@@ -105,6 +105,7 @@ class KeyValueArray(Handle):
         state = "locked" if self.locked else "open"
         return f"<KeyValueArray {self.name!r} at {state} version {self._repo.uuid[:12]}>"
 
+    @together()
     def _range(
         self, prefix: str, start: str | None, stop: str | None
     ) -> Iterator[tuple[bytes, Entry]]:

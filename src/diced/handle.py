@@ -91,6 +91,7 @@ class Handle:
             f"array {self.name!r}", lambda: dict(self._fields().get("attrs", {})), edit
         )
 
+    @together(lane=False)
     def _fields(self) -> dict[str, Any]:
         return self._repo._spec(self._spec).fields
 
