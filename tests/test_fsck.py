@@ -49,19 +49,23 @@ class Raw:
 
     def __init__(self, store: DicedStore):
         self.engine: Any = store.engine
-        self.root = None if store.url.startswith("memory") else Path(self.engine.root)
+        self.shelf = getattr(self.engine, "_shelf", None)
+        self.root = Path(self.engine.root) if hasattr(self.engine, "root") else None
 
     def read(self, key: str) -> bytes:
-        if self.root is None:
-            return bytes(self.engine._shelf.objects[key])
-        return (self.root / key).read_bytes()
+        if self.shelf is not None:
+            return bytes(self.shelf.objects[key])
+        return bytes(self.engine.get(key))
 
     def write(self, key: str, data: bytes) -> None:
-        if self.root is None:
-            self.engine._shelf.objects[key] = data
-        else:
+        if self.shelf is not None:
+            self.shelf.objects[key] = data
+        elif self.root is not None:
             (self.root / key).parent.mkdir(parents=True, exist_ok=True)
             (self.root / key).write_bytes(data)
+        else:
+            self.engine.delete(key)
+            self.engine.put_if_absent(key, data, b"")
 
     def flip(self, key: str, at: int) -> None:
         data = bytearray(self.read(key))

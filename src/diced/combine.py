@@ -28,9 +28,9 @@ from diced import keys, log, pool
 from diced.compose import compose
 from diced.errors import CorruptError, DicedException, NotFoundError
 from diced.log import Reads, Record
-from diced.proposal import MOST_KEYS, REFUSED, Part, fitting, joined, parts_of, proposal
+from diced.proposal import MOST_KEYS, REFUSED, Joint, Part, joined, parts_of, proposal
 from diced.segment import sync_all
-from diced.state import Prepare, State, Touched, hits
+from diced.state import Prepare, State, Touched
 from diced.tidy import delete_later
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ class Combiner:
     def _direct(self, parts: list[Part]) -> bool:
         """Put all that can go into the next record; False after a lost race."""
         state = self._settle_known(parts)
-        mine = fitting(parts)
+        mine = Joint(parts).parts
         return not mine or self._put(state, *self._joined(state, mine), mine)
 
     def _settle_known(self, parts: Sequence[Part]) -> State:
@@ -288,7 +288,7 @@ class Combiner:
         """Leave parts as a proposal, and wait until it was gathered, or gather it."""
         lane = self._lane
         self._settle_known(parts)
-        mine = fitting(parts)
+        mine = Joint(parts).parts
         if not mine:
             return
         key = keys.proposal(lane.log.prefix, mine[0].txid)
@@ -369,10 +369,10 @@ class Combiner:
 
         pool.for_each(look, (2, 1, 0), 3)
         state = self._settle_known(mine)
-        live = fitting(mine)
+        live = Joint(mine)
         if claimed[0]:
             delete_later(engine, claim, 2 * PATIENCE * self._request)
-        if not live or state.number > number or not claimed[0]:
+        if not live.parts or state.number > number or not claimed[0]:
             return state.number
         void: list[str] = []
         gathered = 1
@@ -380,15 +380,17 @@ class Combiner:
             if self._outcome_of(key) is not None:
                 self._tidy(key)
         for parts in self._load([key for key in found[0] if key != own]):
-            undecided = [part for part in parts if part.txid not in self._outcomes]
-            free = [part for part in undecided if not self._is_held(part)]
-            chosen = [part for part in free if self._allows(state, part, void)]
-            before = len(live)
-            live = self._fitting_more(live, chosen)
-            gathered += len(live) > before
+            # What does not fit now is found outdated, or not, by the next one that gathers.
+            gathered += any(
+                [
+                    self._allows(state, part, void) and live.add(part, strict=True)
+                    for part in parts
+                    if part.txid not in self._outcomes and not self._is_held(part)
+                ]
+            )
         if gathered == 1 and not void:
             self._contended = float("-inf")  # nobody else is here any more
-        self._put(state, *self._joined(state, live, void, gathered), mine)
+        self._put(state, *self._joined(state, live.parts, void, gathered), mine)
         return max(number + 1, lane.known().number)  # lost or won, the next one is there
 
     def _allows(self, state: State, part: Part, void: list[str]) -> bool:
@@ -402,18 +404,6 @@ class Combiner:
             void.append(part.txid)
             return False
         return True
-
-    def _fitting_more(self, live: list[Part], more: list[Part]) -> list[Part]:
-        """Add parts of others that neither read nor write what is written already."""
-        for part in more:
-            written = [each.record.delta for each in live]
-            names: Reads = {space: list(changes) for space, changes in part.record.delta.items()}
-            if hits(names, written):
-                continue  # the next one that gathers finds it outdated, or not
-            larger = fitting([*live, part])
-            if len(larger) > len(live):
-                live = larger
-        return live
 
     def _outcome_of(self, key: str) -> int | None:
         """Return what became of a proposal, which is called after the first commit in it."""

@@ -6,33 +6,36 @@ do about each are in ``docs/fsck.md``.
 
 from __future__ import annotations
 
-import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
-from diced import keys, log
+from diced import keys, log, pool
 from diced.dag import LOCKED, LOCKING, Node
 from diced.errors import CorruptError, NotFoundError
 from diced.history import ARRAYS, COUNTERS, DEAD, NODES, TAGS, View
 from diced.home import Home
-from diced.lanecheck import (
-    REBUILD,
-    RESTORE,
-    LaneCheck,
-    Problem,
-    Progress,
-    Report,
-    Scope,
-    obstacle,
-)
+from diced.lanecheck import LaneCheck, Scope, planned
 from diced.log import Record
+from diced.report import REBUILD, RESTORE, Problem, Progress, Report, obstacle
 from diced.segment import COMMIT
+from diced.session import BEGUN, OVER
 from diced.spec import ArraySpec
 from diced.state import Base
 from diced.store import DEAD as DEAD_REPOS
 from diced.store import INFO, REPOS, DicedStore
 from diced.versioned import Lane
-from diced.walk import UNREADABLE, LaneKeys, frame_heads, lane_keys, plural, repo_ids
+from diced.walk import (
+    UNREADABLE,
+    Head,
+    LaneKeys,
+    Loaded,
+    frame_heads,
+    lane_keys,
+    load_records,
+    plural,
+    repo_ids,
+)
 
 __all__ = ["Problem", "Report", "check"]
 
@@ -114,12 +117,24 @@ class HomeCheck(Scope):
         self.engine = store.engine
         # Listed before anything is read: what a writer adds meanwhile is not taken for an orphan.
         self.packs = {keys.object_id(key) for key in self.engine.list(keys.pages(prefix))}
-        self.segments = {}
-        for key in self.engine.list(keys.segments(prefix)):
-            with contextlib.suppress(NotFoundError):  # a sweep goes on beside the check
-                self.segments[keys.object_id(key)] = self.engine.size(key)
+        self.segments: dict[int, int] = {}
+        found = list(self.engine.list(keys.segments(prefix)))
+        threads = pool.LIMIT if self.remote else 1
+        for key, size in zip(found, pool.map_ordered(self._size, found, threads), strict=True):
+            if size is not None:  # else a sweep goes on beside the check
+                self.segments[keys.object_id(key)] = size
+                self.note(key, size, False)
         self.known = False  # whether the metadata are whole, so that an orphan is one
         self.lanes, self.strays = lane_keys(self.engine, prefix)
+        # Listed anew when the metadata were read: nodes must not be older than their status.
+        self._listed = self.lanes
+        self._loaded: Iterator[Loaded] = iter(())
+
+    def _size(self, key: str) -> int | None:
+        try:
+            return self.engine.size(key)
+        except NotFoundError:
+            return None
 
     # -- lanes -----------------------------------------------------------------------------
 
@@ -127,8 +142,9 @@ class HomeCheck(Scope):
         """Check the metadata lane and return its tables, as far as they can be read."""
         lane = Lane(self.home, keys.META_LANE, keys.NO_NODE, Base(), journal=False)
         where = f"{self.name}, metadata"
-        # Listed anew: nodes and lanes must not be older than the statuses.
-        fold = LaneCheck(self, lane, where, None).run(self._lane_keys(lane), Base())
+        listed, _ = lane_keys(self.engine, self.home.prefix, lane.log.prefix)
+        found = listed.get((lane.id, lane.node_id), LaneKeys())
+        fold = LaneCheck(self, lane, where, None).run(found, Base())
         self.known = fold.base is not None
         try:
             return fold.tables(spaces)
@@ -137,8 +153,18 @@ class HomeCheck(Scope):
             return {space: {} for space in spaces}
 
     def _lane_keys(self, lane: Lane) -> LaneKeys:
-        found, _ = lane_keys(self.engine, self.home.prefix, lane.log.prefix)
-        return found.get((lane.id, lane.node_id), LaneKeys())
+        return self._listed.get((lane.id, lane.node_id), LaneKeys())
+
+    def _planned(self, view: View, nodes: list[Node]) -> Iterator[tuple[Lane, int]]:
+        """Yield all records of arrays in the order that they are checked in."""
+        for node in nodes:
+            for spec in _shown(view, node):
+                lane = Lane(self.home, spec.id, node.id, Base())
+                yield from planned(lane, self._lane_keys(lane))
+        for spec in view.arrays.values():
+            if not spec.versioned:
+                lane = Lane(self.home, spec.id, keys.NO_NODE, Base())
+                yield from planned(lane, self._lane_keys(lane))
 
     def repo(self) -> None:
         """Check a repo's home."""
@@ -150,6 +176,8 @@ class HomeCheck(Scope):
             advice = "they make no history; " + RESTORE.format("the log")
             self.report.damage("bad-record", self.name, "what the metadata say", error, advice)
             return
+        self._listed, _ = lane_keys(self.engine, self.home.prefix)
+        self._loaded = load_records(self.engine, self._planned(view, nodes))
         finals: dict[str, dict[str, Base]] = {}
         for node in nodes:
             finals[node.id] = self._node(view, node, finals)
@@ -157,7 +185,8 @@ class HomeCheck(Scope):
             if not spec.versioned:
                 lane = Lane(self.home, spec.id, keys.NO_NODE, Base())
                 checking = LaneCheck(self, lane, self._where(spec, None), spec)
-                checking.run(self._lane_keys(lane), Base())
+                checking.run(self._lane_keys(lane), Base(), loaded=self._loaded)
+        self._sessions(view)
         self.leftovers(view.arrays.keys() | view.dead.keys())
 
     def _where(self, spec: ArraySpec, node: Node | None) -> str:
@@ -166,8 +195,7 @@ class HomeCheck(Scope):
 
     def _node(self, view: View, node: Node, finals: dict[str, dict[str, Base]]) -> dict[str, Base]:
         """Check every lane at a node; return the final states that its children begin with."""
-        ancestry = view.dag.ancestry(node)
-        shown = [each for each in view.arrays.values() if each.versioned and each.node in ancestry]
+        shown = _shown(view, node)
         locks = self._lock(node, shown) if node.status == LOCKED else {}
         if node.status == LOCKING:
             self.report.warning("begun-lock", f"{self.name}, version {node.uuid}",
@@ -180,7 +208,8 @@ class HomeCheck(Scope):
             lane = Lane(self.home, spec.id, node.id, base or Base())
             checking = LaneCheck(self, lane, self._where(spec, node), spec)
             final = locks.get(spec.id)
-            fold = checking.run(self._lane_keys(lane), base, node.status == LOCKED)
+            locked = node.status == LOCKED
+            fold = checking.run(self._lane_keys(lane), base, locked, self._loaded)
             if final is not None and not checking.final(fold, final):
                 locks.pop(spec.id)
         return locks
@@ -214,11 +243,93 @@ class HomeCheck(Scope):
                 )
         return found
 
+    # -- what was not finished -------------------------------------------------------------
+
+    def _sessions(self, view: View) -> None:
+        """Check write sessions that did not end: their parts are all that refers to their data."""
+        nodes = {node.id: node for node in view.dag.ordered()}
+        for (lane_id, node_id), found in sorted(self.lanes.items()):
+            spec = view.arrays.get(lane_id)
+            node = nodes.get(node_id)
+            if spec is None or not found.sessions or (spec.versioned and node is None):
+                continue
+            lane = Lane(self.home, lane_id, node_id, Base())
+            below = keys.sessions(lane.log.prefix)
+            listed, _ = lane_keys(self.engine, self.home.prefix, below)
+            if (lane_id, node_id) in listed:
+                for session, names in listed[lane_id, node_id].sessions.items():
+                    if names != [OVER]:
+                        where = f"{self._where(spec, node)}, session {session}"
+                        checking = LaneCheck(self, lane, where, spec)
+                        self._session(checking, session, names, node)
+
+    def _session(
+        self, checking: LaneCheck, session: str, names: list[str], node: Node | None
+    ) -> None:
+        parts = [each for each in names if each not in (BEGUN, OVER)]
+        prefix = checking.lane.log.prefix
+
+        def load(name: str) -> Record | Exception:
+            key = keys.part(prefix, session, name)
+            try:
+                return Record.decode(self.engine.get(key), key)
+            except UNREADABLE as error:
+                return error
+
+        by, gone = "", 0
+        wanted = [each for each in names if each != OVER]
+        threads = pool.LIMIT if self.remote else 1
+        for name, found in zip(wanted, pool.map_ordered(load, wanted, threads), strict=True):
+            try:
+                if isinstance(found, NotFoundError):
+                    gone += 1  # it ends just now
+                    continue
+                if isinstance(found, Exception):
+                    raise found
+                if found.type != log.PROPOSAL or found.head["session"] != session:
+                    raise CorruptError("it is of something else")
+                if name == BEGUN:
+                    by = f", begun by {found.head['user']} at {found.head['time']},"
+                else:
+                    self.report.count("parts")
+                    checking.part(found, f"part {name}")
+            except UNREADABLE as error:
+                key = keys.part(prefix, session, name)
+                advice = "discard the session, and write again what it held"
+                self.report.damage("bad-part", checking.where, key, error, advice)
+        checking.flush()
+        if gone == len(wanted):
+            return
+        able = "discards it" if node is not None and node.locked else "commits or discards it"
+        self.report.warning(
+            "session",
+            checking.where,
+            f"{plural(len(parts), 'assignments')}{by} wait for a commit that"
+            f" {'began' if OVER in names else 'did not begin'};"
+            f" array.session(resume={session!r}) at this version {able}",
+        )
+
+    def _waiting(self) -> None:
+        """Warn of proposals whose writers are gone."""
+        found = [key for lane in self.lanes.values() for key in lane.waiting]
+        threads = pool.LIMIT if self.remote else 1
+        there = pool.map_ordered(self.engine.exists, found, threads)
+        left = [key for key, each in zip(found, there, strict=True) if each]
+        if left:
+            self.report.warning(
+                "leftover",
+                self.name,
+                f"{plural(len(left), 'proposals')} of interrupted writers, such as {left[0]};"
+                " harmless: nothing refers to them",
+            )
+
     # -- what nobody refers to -------------------------------------------------------------
 
     def leftovers(self, known: set[str]) -> None:
         """Warn of objects and bytes that nothing refers to."""
         report, prefix = self.report, self.home.prefix
+        self.drain()
+        self._waiting()
         report.count("pages", self.pages.count)
         report.count("bytes", self.pages.nbytes)
         report.count("segments", len(self.segments))
@@ -244,22 +355,20 @@ class HomeCheck(Scope):
                 f" such as {keys.pack(prefix, min(packs))}",
             )
         tails, orphans = [0, 0], []
-        for segment, size in sorted(self.segments.items()):
-            key = keys.segment(prefix, segment)
-            try:
-                end = self.ends.get(segment, 0)
-                kept = [
-                    head for head in frame_heads(self.engine, key, end, size)
-                    if head.kind == COMMIT and (head.lane.hex() in known or not any(head.lane))
-                ]  # fmt: skip
-            except UNREADABLE as error:
-                other = obstacle(error)
+        segments = sorted(self.segments.items())
+        threads = pool.LIMIT if self.remote else 1
+        every = pool.map_ordered(self._tail, segments, threads)
+        for (segment, size), heads in zip(segments, every, strict=True):
+            key, end = keys.segment(prefix, segment), self.ends.get(segment, 0)
+            if isinstance(heads, Exception):
+                other = obstacle(heads)
                 if other is not None:
-                    message = f"what is in {key} cannot be checked: {error}"
+                    message = f"what is in {key} cannot be checked: {heads}"
                     report.unchecked(other, self.name, message)
-                elif end or not isinstance(error, NotFoundError):
-                    report.error("missing-segment", self.name, f"{key} cannot be read: {error}")
+                elif end or not isinstance(heads, NotFoundError):
+                    report.error("missing-segment", self.name, f"{key} cannot be read: {heads}")
                 continue
+            kept = [head for head in heads if head.lane.hex() in known or not any(head.lane)]
             report.count("bytes", size)
             rest = size - end - sum(head.size for head in kept)
             if not end and not kept:
@@ -279,3 +388,18 @@ class HomeCheck(Scope):
                 f"{plural(tails[1], 'bytes')} at the end of {plural(tails[0], 'segments')}"
                 " belong to no commit",
             )
+
+    def _tail(self, segment: tuple[int, int]) -> list[Head] | Exception:
+        """Return the COMMIT frames behind all that entries refer to, or why they do not read."""
+        key = keys.segment(self.home.prefix, segment[0])
+        try:
+            end = self.ends.get(segment[0], 0)
+            heads = frame_heads(self.engine, key, end, segment[1])
+            return [head for head in heads if head.kind == COMMIT]
+        except UNREADABLE as error:
+            return error
+
+
+def _shown(view: View, node: Node) -> list[ArraySpec]:
+    ancestry = view.dag.ancestry(node)
+    return [each for each in view.arrays.values() if each.versioned and each.node in ancestry]

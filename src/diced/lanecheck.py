@@ -1,120 +1,54 @@
 """Checking one lane at one node: its log from end to end, its trees, and the frames it refers to.
 
-Also what all checks share: the report, and what is known of a home's pages and segments.
+Also what all checks of a home share: what is known of its pages, segments and records.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from diced import grid, index, keys, log, pool
+from diced import grid, index, keys, log, pieces, pool
 from diced._compress import lz4_decompress
 from diced.blocks import CONSTANT, SPACE, Blocks
-from diced.errors import (
-    AccessError,
-    CorruptError,
-    EngineError,
-    NotFoundError,
-    UnsupportedError,
-)
+from diced.errors import CorruptError, NotFoundError
 from diced.files import LZ4, MAX_VALUE, RAW
 from diced.home import Home
-from diced.log import Delta, Pointer, Record
-from diced.segment import VALUE
+from diced.log import Entry, Pointer, Record
+from diced.pieces import PIECES
+from diced.report import (
+    REBUILD,
+    RESTORE,
+    REWRITE,
+    UNCHECKED,
+    Problem,
+    Progress,
+    Report,
+    obstacle,
+)  # fmt: skip
+from diced.segment import VALUE, Frame
 from diced.spec import ArraySpec
 from diced.state import Base
 from diced.versioned import Lane
-from diced.walk import UNREADABLE, Fold, LaneKeys, PageDamage, Pages
+from diced.walk import UNREADABLE, Fold, LaneKeys, Loaded, PageDamage, Pages, load_records
 
 SHOWN = 8  # blocks named in one message
 FRAMES = 16  # frames that one task of the pool decodes
+# Where a request is slow, frames that lie together come by one.
+FETCH_GAP = 64 * 1024
+FETCH_BYTES = 1024 * 1024
+QUEUED = 4096  # frames that wait to be read side by side
+RECORD_SIZES = 1 << 16  # kept at once
 
-REBUILD = "run 'diced fsck --rebuild'"
-RESTORE = "restore {} from a copy"
-REWRITE = "or write the blocks again at an open version"
-# Kinds of findings that say what could not be looked at, not what is damaged.
-UNCHECKED = ("unsupported", "access", "medium")
-
-Progress = Callable[[str], None]
-
-
-class Problem(NamedTuple):
-    """One finding: severity is ``error`` or ``warning``, `kind` a fixed word.
-
-    `where` is the place (repo, array, version) and `message` what is wrong there, without it.
-    """
-
-    severity: str
-    kind: str
-    where: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.severity}: {self.where}: {self.message}"
-
-
-def obstacle(error: Exception) -> str | None:
-    """Return the kind of what keeps bytes from being checked, or None if they are damaged."""
-    if isinstance(error, UnsupportedError):
-        return "unsupported"
-    if isinstance(error, AccessError):
-        return "access"
-    return "medium" if isinstance(error, EngineError) else None
-
-
-class Report:
-    """What a check or rebuild found.
-
-    Attributes
-    ----------
-    problems : list of Problem
-    counts : dict of str to int
-        How much was looked at or written.
-    """
-
-    def __init__(self) -> None:
-        self.problems: list[Problem] = []
-        self.counts: dict[str, int] = {}
-        self._once: set[Problem] = set()
-
-    @property
-    def ok(self) -> bool:
-        """True without errors; warnings are allowed."""
-        return not any(each.severity == "error" for each in self.problems)
-
-    def error(self, kind: str, where: str, message: str) -> None:
-        """Add a finding that means lost or unreadable data, or a broken rule."""
-        self.problems.append(Problem("error", kind, where, message))
-
-    def damage(self, kind: str, where: str, what: str, error: Exception, advice: str) -> None:
-        """Add that `what` does not read: as damage, or as not checked if nothing says that."""
-        other = obstacle(error)
-        if other is None:
-            self.error(kind, where, f"{what} is damaged ({error}); {advice}")
-        else:
-            self.unchecked(other, where, f"{what} cannot be checked: {error}")
-
-    def unchecked(self, kind: str, where: str, message: str) -> None:
-        """Add what keeps something from being checked, once however much it concerns."""
-        problem = Problem("error", kind, where, message)
-        if problem not in self._once:
-            self._once.add(problem)
-            self.problems.append(problem)
-
-    def warning(self, kind: str, where: str, message: str) -> None:
-        """Add a finding that costs space or attention only."""
-        self.problems.append(Problem("warning", kind, where, message))
-
-    def count(self, what: str, number: int = 1) -> None:
-        """Add to a count."""
-        self.counts[what] = self.counts.get(what, 0) + number
-
-    def __repr__(self) -> str:
-        errors = sum(each.severity == "error" for each in self.problems)
-        return f"<Report {errors} errors, {len(self.problems) - errors} warnings, {self.counts}>"
+# What is said of an object that pointers lead to: its noun, and what is wrong with it.
+GONE = {
+    "missing-segment": "segment {} is missing: it held",
+    "short-segment": "segment {} is too short: it held",
+    "missing-frames": "record {} is missing: behind it were",
+    "short-record": "record {} is too short: behind it were",
+}
 
 
 class Scope:
@@ -126,6 +60,8 @@ class Scope:
         What messages call the home.
     ends : dict of int to int
         Segment -> end of the last frame that an entry refers to.
+    threads : int
+        Requests or frames that are dealt with at once.
     """
 
     def __init__(
@@ -141,27 +77,125 @@ class Scope:
         self.name = name
         self.report = report
         self.full = full
-        self.threads = threads
+        self.remote = home.engine.remote
+        self.threads = pool.LIMIT if self.remote else threads
         self.progress = progress or (lambda _text: None)
         self.pages = Pages(home, UNREADABLE)
         self.ends: dict[int, int] = {}
-        self._sizes: dict[int, int | None] = {}
+        self._sizes: dict[str, int | None] = {}  # of segments
+        self._riding: dict[str, int | None] = {}  # of records that frames ride behind
+        self._queue: list[_Queued] = []
 
-    def covered(self, pointer: Pointer) -> str | None:
-        """Return what is wrong with a pointer's range (missing or short), or None."""
+    def covered(self, lane_id: str, pointer: Pointer) -> str | None:
+        """Return what is wrong with the range of a lane's pointer (missing or short), or None."""
         segment, offset, length = pointer
-        end = offset + length
-        size = self._sizes.get(segment)
-        if size is None or size < end:
-            try:
-                size = self.home.engine.size(keys.segment(self.home.prefix, segment))
-            except NotFoundError:
-                size = None
-            self._sizes[segment] = size
+        key, start = self.home.locate(lane_id, segment, offset)
+        rides = bool(offset & log.RIDES)
+        known = self._riding if rides else self._sizes
+        size = known.get(key)
+        # What a request has shown is final where objects are stored whole, before their records.
+        if key not in known or (not self.remote and (size is None or size < start + length)):
+            size = self.learn(key, rides)
         if size is None:
-            return "missing-segment"
-        self.ends[segment] = max(self.ends.get(segment, 0), min(end, size))
-        return "short-segment" if size < end else None
+            return "missing-frames" if rides else "missing-segment"
+        if not rides:
+            self.ends[segment] = max(self.ends.get(segment, 0), min(start + length, size))
+        if size >= start + length:
+            return None
+        return "short-record" if rides else "short-segment"
+
+    def learn(self, key: str, rides: bool) -> int | None:
+        """Ask for the size of a segment, or of a record with frames behind it."""
+        try:
+            size = self.home.engine.size(key)
+        except NotFoundError:
+            size = None
+        self.note(key, size, rides)
+        return size
+
+    def note(self, key: str, size: int | None, rides: bool) -> None:
+        """Take in the size of a segment, or of a record with frames behind it."""
+        if rides and len(self._riding) >= RECORD_SIZES:
+            self._riding.clear()
+        (self._riding if rides else self._sizes)[key] = size
+
+    def learn_ahead(self, lane_id: str, pointers: Iterable[Pointer]) -> None:
+        """Ask for the sizes of records side by side, where requests are slow."""
+        if self.remote:
+            riding = (each for each in pointers if each[1] & log.RIDES)
+            found = {self.home.locate(lane_id, *each[:2])[0] for each in riding}
+            wanted = sorted(found - self._riding.keys())[:RECORD_SIZES]
+            pool.for_each(lambda key: self.learn(key, True), wanted, self.threads)
+
+    # -- frames ----------------------------------------------------------------------------
+
+    def read_later(self, check: LaneCheck, space: int, key: bytes, pointer: Pointer) -> None:
+        """Read and decode a frame, together with others."""
+        place, start = self.home.locate(check.lane.id, *pointer[:2])
+        self._queue.append(_Queued(place, start, check, space, key, pointer))
+        if len(self._queue) >= QUEUED:
+            self.drain()
+
+    def drain(self) -> None:
+        """Read the frames that wait, and report what is wrong with them."""
+        queue = sorted(self._queue, key=lambda each: each[:2])
+        self._queue = []
+        for problems in pool.map_ordered(self._read, list(self._groups(queue)), self.threads):
+            for each in problems:
+                if each.kind in UNCHECKED:
+                    self.report.unchecked(*each[1:])
+                else:
+                    self.report.error(*each[1:])
+
+    def _groups(self, queue: list[_Queued]) -> Iterator[list[_Queued]]:
+        """Yield frames of one task: a few, or what one request fetches."""
+        group: list[_Queued] = []
+        for each in queue:
+            if group:
+                end = group[-1].start + group[-1].pointer[2]
+                together = each.place == group[0].place and each.start - end <= FETCH_GAP
+                if not (
+                    together and each.start + each.pointer[2] - group[0].start <= FETCH_BYTES
+                    if self.remote
+                    else len(group) < FRAMES
+                ):
+                    yield group
+                    group = []
+            group.append(each)
+        if group:
+            yield group
+
+    def _read(self, group: list[_Queued]) -> list[Problem]:
+        first, wrong = group[0].start, []
+        data = self._fetch(group) if self.remote and len(group) > 1 else None
+        for each in group:
+            check, pointer = each.check, each.pointer
+            try:
+                if data is None:
+                    frame = self.home.read_frame(check.lane.id, pointer)
+                else:
+                    frame = Frame(data[each.start - first : each.start - first + pointer[2]])
+                check.decode(frame, each.space, each.key, pointer)
+            except UNREADABLE as error:
+                wrong.append(check.unread(each.key, each.place, each.start, error))
+        return wrong
+
+    def _fetch(self, group: list[_Queued]) -> memoryview | None:
+        """Read all frames of a group at once; None if something is in the way of that."""
+        start, end = group[0].start, max(each.start + each.pointer[2] for each in group)
+        try:
+            return memoryview(self.home.engine.get(group[0].place, start, end - start))
+        except UNREADABLE:
+            return None
+
+
+class _Queued(NamedTuple):
+    place: str
+    start: int
+    check: LaneCheck
+    space: int
+    key: bytes
+    pointer: Pointer
 
 
 class LaneCheck:
@@ -176,21 +210,34 @@ class LaneCheck:
         self._next = 1
         self._unchecked = False  # whether the last record could not be looked at
         self._txids: dict[int, str] = {}
+        self._commits: dict[str, int] = {}  # every transaction, combined ones and their parts
+        self._twice: dict[str, tuple[int, int]] = {}
         self._parent: Base | None = None
         self._pending: list[int] = []
-        self._hit: dict[tuple[str, int], list[str]] = {}
+        self._hit: dict[tuple[str, str], list[str]] = {}  # (kind, key) -> what is hit
         self._blocks = None
         if spec is not None and spec.dtype is not None:
             self._blocks = Blocks(owner.home, lane, spec, 1)
 
-    def run(self, found: LaneKeys, base: Base | None, locked: bool = False) -> Fold:
-        """Read the log from end to end; return the state after it."""
+    def run(
+        self,
+        found: LaneKeys,
+        base: Base | None,
+        locked: bool = False,
+        loaded: Iterator[Loaded] | None = None,
+    ) -> Fold:
+        """Read the log from end to end; return the state after it.
+
+        `loaded` yields the records of `found`, and perhaps others after them.
+        """
         self.owner.progress(self.where)
         self.report.count("lanes")
         self._parent = base
         fold = Fold(self.owner.home, base)
         self._pending = list(found.snapshots)
         last = None
+        if loaded is None:
+            loaded = load_records(self.owner.home.engine, planned(self.lane, found))
         for start, stop in found.runs:
             if start > self._next:
                 self._gap(fold, start)
@@ -200,7 +247,7 @@ class LaneCheck:
                         "after-lock",
                         f"record {number} follows the lock; " + RESTORE.format("the log"),
                     )
-                last = self._record(fold, number)
+                last = self._record(fold, number, next(loaded))
                 self._next = number + 1
                 if self._pending and self._pending[0] == number:
                     self._snapshot(fold, self._pending.pop(0))
@@ -210,10 +257,11 @@ class LaneCheck:
                 f"the log ends at record {found.last}, but a snapshot was"
                 f" taken after record {number}; " + RESTORE.format("the log"),
             )
-        if len(set(self._txids.values())) != len(self._txids):
+        for txid, (first, again) in self._twice.items():
             self._error(
                 "duplicate-txid",
-                "two records have the same transaction id; " + RESTORE.format("the log"),
+                f"record {again} holds transaction {txid}, which is in record {first} already; "
+                + RESTORE.format("the log"),
             )
         ends = last is not None and last.type == log.LOCK
         if locked and not ends and not self._unchecked:
@@ -222,13 +270,13 @@ class LaneCheck:
                 "the version is locked, but the log ends at record"
                 f" {found.last} without its LOCK record; {REBUILD}",
             )
-        self._flush()
+        self.flush()
         return fold
 
     def final(self, fold: Fold, base: Base) -> bool:
         """Check the state that the lock object gives; tell whether children can build on it."""
         sound = self._roots(fold, base, "the lock object")
-        self._flush()
+        self.flush()
         return sound
 
     def _error(self, kind: str, message: str) -> None:
@@ -249,10 +297,11 @@ class LaneCheck:
             if number != start - 1:
                 fold.lose()
 
-    def _record(self, fold: Fold, number: int) -> Record | None:
+    def _record(self, fold: Fold, number: int, loaded: Loaded) -> Record | None:
         self.report.count("records")
+        key = keys.record(self.lane.log.prefix, number)
         try:
-            record = self.lane._whole(self.lane.log.read(number))
+            record = loaded.whole(self.lane)
             head = record.head
             if not 0 <= head["base"] < number or head.get("node", self.lane.node_id) != (
                 self.lane.node_id
@@ -260,24 +309,44 @@ class LaneCheck:
                 raise CorruptError(f"it is of node {head.get('node')} after {head['base']}")
             if record.type == log.LOCK:
                 self._check_txids(head, number - 1)
-            self._txids[number] = head["txid"]
-            self._entries(record.delta, f"record {number}")
+            self._check_commits(record, number)
+            lacking = self._lacking(record, key, loaded.size)
+            for space, changes in record.delta.items():
+                self._entries(space, changes.items(), f"record {number}")
             if head.get("body"):
-                self.owner.covered(tuple(head["body"]))
+                self.owner.covered(self.lane.id, tuple(head["body"]))
             fold.add(record)
+            if lacking:
+                self._hit.setdefault(("short-record", key), [])
             self._unchecked = False
             return record
         except UNREADABLE as error:
             self._unchecked = obstacle(error) is not None
-            self.report.damage(
-                "bad-record",
-                self.where,
-                f"record {number}",
-                error,
-                f"{REBUILD}, or " + RESTORE.format(keys.record(self.lane.log.prefix, number)),
-            )
+            advice = f"{REBUILD}, or " + RESTORE.format(key)
+            self.report.damage("bad-record", self.where, f"record {number}", error, advice)
             fold.lose()
             return None
+
+    def _lacking(self, record: Record, key: str, size: int) -> bool:
+        """Tell whether bytes of the frames behind a record are gone."""
+        behind = record.head.get("frames", 0)
+        if behind:
+            self.owner.note(key, size, True)
+        if size > record.size + behind:
+            raise CorruptError(f"{size - record.size - behind} bytes too many are behind it")
+        return bool(size < record.size + behind)
+
+    def _check_commits(self, record: Record, number: int) -> None:
+        """Check what is said of the commits in a record, and that no other holds them."""
+        head = record.head
+        self._txids[number] = head["txid"]
+        parts = [] if head.get("parts") is None else record.commits()
+        if parts and any(not 0 <= part["base"] < number for part in parts):
+            raise CorruptError("a commit in it was based on a later record")
+        for txid in (head["txid"], *(part["txid"] for part in parts)):
+            if txid in self._commits:
+                self._twice.setdefault(txid, (self._commits[txid], number))
+            self._commits[txid] = number
 
     def _snapshot(self, fold: Fold, number: int) -> None:
         key = keys.snapshot(self.lane.log.prefix, number)
@@ -322,7 +391,7 @@ class LaneCheck:
             load = self.owner.home.load
             for space, root in base.roots.items():
                 new = index.diff(load, before.get(space), root)
-                self._entries({space: {key: entry for key, _, entry in new}}, what)
+                self._entries(space, [(key, entry) for key, _, entry in new], what)
             return True
         different = fold.difference(base)
         if different is not None:
@@ -333,46 +402,39 @@ class LaneCheck:
 
     # -- entries and frames ----------------------------------------------------------------
 
-    def _entries(self, delta: Delta, source: str) -> None:
-        frames = []
-        for space, changes in delta.items():
-            for key, entry in changes.items():
-                if isinstance(entry, tuple):
-                    self.report.count("frames")
-                    wrong = self.owner.covered(entry)
-                    if wrong is not None:
-                        self._hit.setdefault((wrong, entry[0]), []).append(self._name(key))
-                    elif self.owner.full:
-                        frames.append((space, key, entry))
-                elif entry is not None and self._blocks is not None and space == SPACE:
-                    size = len(CONSTANT) + len(self.spec.fill)  # type: ignore[union-attr]
-                    if entry[:1] != CONSTANT or len(entry) != size:
-                        self._error(
-                            "bad-entry",
-                            f"{self._name(key)} in {source} is"
-                            f" {len(entry)} bytes that are no constant block; {REBUILD}",
-                        )
-        frames.sort(key=lambda each: each[2])
-        groups = [frames[i : i + FRAMES] for i in range(0, len(frames), FRAMES)]
-        for problems in pool.map_ordered(self._read_frames, groups, self.owner.threads):
-            for each in problems:
-                if each.kind in UNCHECKED:
-                    self.report.unchecked(*each[1:])
-                else:
-                    self.report.error(*each[1:])
+    def part(self, record: Record, source: str) -> None:
+        """Check what one part of a write session refers to."""
+        for space, changes in record.delta.items():
+            cut = pieces.NUMBER.size if space == PIECES else 0
+            named = [(key[: len(key) - cut], entry) for key, entry in changes.items()]
+            self._entries(space, named, source)
 
-    def _read_frames(self, group: list[tuple[int, bytes, Pointer]]) -> list[Problem]:
-        wrong = []
-        for space, key, pointer in group:
-            try:
-                self._read_frame(space, key, pointer)
-            except UNREADABLE as error:
-                wrong.append(self._unread(key, pointer, error))
-        return wrong
+    def _entries(
+        self, space: int, named: Iterable[tuple[bytes, Entry | None]], source: str
+    ) -> None:
+        named = list(named)
+        owner, lane_id = self.owner, self.lane.id
+        owner.learn_ahead(lane_id, (entry for _, entry in named if isinstance(entry, tuple)))
+        for key, entry in named:
+            if isinstance(entry, tuple):
+                self.report.count("frames")
+                wrong = owner.covered(lane_id, entry)
+                if wrong is not None:
+                    place, _ = owner.home.locate(lane_id, *entry[:2])
+                    self._hit.setdefault((wrong, place), []).append(self._name(key))
+                elif owner.full:
+                    owner.read_later(self, space, key, entry)
+            elif entry is not None and self._blocks is not None and space == SPACE:
+                size = len(CONSTANT) + len(self.spec.fill)  # type: ignore[union-attr]
+                if entry[:1] != CONSTANT or len(entry) != size:
+                    self._error(
+                        "bad-entry",
+                        f"{self._name(key)} in {source} is"
+                        f" {len(entry)} bytes that are no constant block; {REBUILD}",
+                    )
 
-    def _unread(self, key: bytes, pointer: Pointer, error: Exception) -> Problem:
+    def unread(self, key: bytes, place: str, start: int, error: Exception) -> Problem:
         """Return the finding for a frame: its own if it is damaged, else its array's or home's."""
-        place = keys.segment(self.owner.home.prefix, pointer[0])
         other = obstacle(error)
         if other == "unsupported":
             array = "" if self.spec is None else f", array {self.spec.name!r}"
@@ -381,19 +443,25 @@ class LaneCheck:
         if other is not None:
             message = f"what is in {place} cannot be checked: {error}"
             return Problem("error", other, self.owner.name, message)
+        what = "the segment" if place.endswith(".seg") else "that record"
         message = (
-            f"{self._name(key)}, in {place} at {pointer[1]} ({error}), cannot be"
+            f"{self._name(key)}, in {place} at {start} ({error}), cannot be"
             " read here nor at descendants that did not rewrite it; "
-            f"{RESTORE.format('the segment')}, {REWRITE}"
+            f"{RESTORE.format(what)}, {REWRITE}"
         )
         return Problem("error", "bad-frame", self.where, message)
 
-    def _read_frame(self, space: int, key: bytes, pointer: Pointer) -> None:
-        frame = self.owner.home.read_frame(self.lane.id, pointer)
+    def decode(self, frame: Frame, space: int, key: bytes, pointer: Pointer) -> None:
+        """Decode a frame that an entry leads to; on any thread."""
+        if frame.size != pointer[2]:
+            raise CorruptError(f"{frame.size} bytes, not {pointer[2]}")
         if frame.space != space or frame.lane != self.lane.lane_bytes or frame.key != key:
             raise CorruptError("the frame is of another lane, space or key")
         spec = self.spec
         if self._blocks is not None and spec is not None:
+            if space == PIECES:
+                pieces._decode(self._blocks, frame, key)
+                return
             self._blocks._check(frame, key, pointer[2])
             block = np.empty(spec.full_block_shape, spec.dtype)
             self._blocks._decode(frame, block, (0,) * spec.dims)
@@ -410,15 +478,16 @@ class LaneCheck:
             return f"block {tuple(grid.block_coords([key], spec.dims)[0].tolist())}"
         return f"key {key.decode(errors='backslashreplace')!r}"
 
-    def _flush(self) -> None:
-        """Report blocks without bytes, by segment."""
-        for (kind, segment), names in self._hit.items():
-            place = keys.segment(self.owner.home.prefix, segment)
+    def flush(self) -> None:
+        """Report blocks without bytes, by object."""
+        for (kind, place), names in self._hit.items():
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            state = "missing" if kind == "missing-segment" else "too short"
-            self._error(
-                kind,
-                f"segment {place} is {state}: it held {', '.join(names[:SHOWN])}"
-                f"{more}; " + RESTORE.format("it") + f", {REWRITE}",
-            )
+            held = ", ".join(names[:SHOWN]) + more if names else "bytes that nothing refers to"
+            what = f"{GONE[kind].format(place)} {held}"
+            self._error(kind, f"{what}; " + RESTORE.format("it") + f", {REWRITE}")
         self._hit = {}
+
+
+def planned(lane: Lane, found: LaneKeys) -> Iterator[tuple[Lane, int]]:
+    """Yield the records of a lane for `load_records`."""
+    return ((lane, number) for start, stop in found.runs for number in range(start, stop))

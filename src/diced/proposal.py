@@ -5,13 +5,13 @@ Pure: nothing here reads or stores.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from diced import grid, log
 from diced.errors import CorruptError, DicedException
 from diced.log import Delta, Reads, Record
-from diced.state import delta_size, hits, parse_box
+from diced.state import Touched, delta_size, parse_box
 
 # One combined record: keys, and bytes of frames behind it.
 MOST_KEYS = 2048
@@ -68,26 +68,48 @@ class Part:
         return str(self.record.head["txid"])
 
 
-def fitting(parts: Sequence[Part]) -> list[Part]:
-    """Choose undecided parts for one record: bounded, and none reads what another writes."""
-    chosen: list[Part] = []
-    written: Delta = {}
-    count = riding = 0
-    for part in parts:
-        if part.outcome is not None or part.alone:
-            continue
-        size = delta_size(part.record.delta)
-        if chosen and (
-            count + size > MOST_KEYS
-            or riding + len(part.record.frames) > MOST_RIDING
-            or hits(part.record.reads, [written])
+class Joint:
+    """Commits chosen for one record: bounded, and none reads what one before it writes.
+
+    Attributes
+    ----------
+    parts : list of Part
+    """
+
+    def __init__(self, parts: Iterable[Part] = ()) -> None:
+        self.parts: list[Part] = []
+        self._written: Touched = {}
+        self._keys = self._riding = 0
+        for part in parts:
+            if part.outcome is None:
+                self.add(part)
+
+    def add(self, part: Part, strict: bool = False) -> bool:
+        """Add a commit if it fits; `strict`: only if it writes nothing that is written already."""
+        record = part.record
+        size, riding = delta_size(record.delta), len(record.frames)
+        if part.alone or (
+            self.parts
+            and (
+                self._keys + size > MOST_KEYS
+                or self._riding + riding > MOST_RIDING
+                or self._writes(record.reads)
+                or (strict and self._writes(record.delta))
+            )
         ):
-            continue
-        chosen.append(part)
-        count, riding = count + size, riding + len(part.record.frames)
-        for space, changes in part.record.delta.items():
-            written.setdefault(space, {}).update(changes)
-    return chosen
+            return False
+        self.parts.append(part)
+        self._keys, self._riding = self._keys + size, self._riding + riding
+        for space, changes in record.delta.items():
+            self._written.setdefault(space, set()).update(changes)
+        return True
+
+    def _writes(self, names: Mapping[int, Iterable[bytes]]) -> bool:
+        written = self._written
+        return any(not written.get(space, _NONE).isdisjoint(each) for space, each in names.items())
+
+
+_NONE: set[bytes] = set()
 
 
 def joined(

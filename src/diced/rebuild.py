@@ -12,28 +12,32 @@ on with it. The order of the steps is in ``docs/fsck.md``.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from diced import index, keys, log, versioned
+from diced import compose, index, keys, log, versioned
 from diced.dag import LOCKED, LOCKING, Node
 from diced.errors import CorruptError, NotFoundError, ReadOnlyError
 from diced.fsck import REPO_SPACES, STORE_SPACES
 from diced.history import View
 from diced.home import Home
-from diced.lanecheck import RESTORE, Progress, Report
 from diced.log import Pointer, Record
+from diced.report import RESTORE, Progress, Report
 from diced.state import Base
 from diced.store import REPOS, DicedStore
-from diced.versioned import Lane, now
+from diced.versioned import Lane
 from diced.walk import (
     DAMAGE,
     Commit,
     Fold,
     LaneKeys,
+    Loaded,
     Pages,
     commit_record,
     commits,
+    frame_heads,
     lane_keys,
+    load_records,
     repo_ids,
 )
 
@@ -110,6 +114,7 @@ class _Rebuild:
         self.progress = progress or (lambda _text: None)
         self.home = Home(store.engine, prefix, store.cache_bytes)
         self.pages = Pages(self.home)
+        self._listed: dict[tuple[str, str], LaneKeys] | None = None
         self._finish_replacing()
 
     # -- replacing objects -----------------------------------------------------------------
@@ -136,6 +141,13 @@ class _Rebuild:
         self.engine.put_if_absent(key, data, stamp)
         self.engine.delete(spare)
 
+    def listed(self, lane: Lane) -> LaneKeys:
+        """Return the objects of a lane, from a listing that is not older than the metadata."""
+        found = self._listed
+        if found is None:
+            found, _ = lane_keys(self.engine, self.home.prefix, lane.log.prefix)
+        return found.get((lane.id, lane.node_id), LaneKeys())
+
     # -- homes and nodes -------------------------------------------------------------------
 
     def meta(self, spaces: tuple[int, ...]) -> Any:
@@ -150,6 +162,7 @@ class _Rebuild:
         if tables is None:
             return
         view = View(0, tables)
+        self._listed, _ = lane_keys(self.engine, self.home.prefix)
         finals: dict[str, dict[str, Base]] = {}
         for node in view.dag.ordered():
             finals[node.id] = self._node(view, node, finals)
@@ -196,7 +209,7 @@ class _Rebuild:
             "txid": txid,
             "node": node.id,
             "lanes": {lane: base.fields() for lane, base in lanes.items()},
-            "time": now(),
+            "time": log.now(),
             "user": "rebuild",
         }
         self._replace(key, Record(log.LOCKED_NODE, head).encode(), txid)
@@ -231,19 +244,17 @@ class _LaneRebuild:
         owner = self.owner
         owner.progress(self.where)
         owner.report.count("lanes")
-        found, _ = lane_keys(owner.engine, owner.home.prefix, self.lane.log.prefix)
-        listed = found.get((self.lane.id, self.lane.node_id), LaneKeys())
-        self._listed = listed
+        self._listed = listed = owner.listed(self.lane)
         self._numbers, wanted = self._order(listed)
         base = self.base
         fold = Fold(owner.home, base)
         if base is not None and not owner.pages.verify(base):
             fold.lose()
-        numbers = [number for start, stop in listed.runs for number in range(start, stop)]
-        for number in sorted({*numbers, *self._numbers, *listed.snapshots}):
+        numbers = sorted({*_numbers(listed), *self._numbers, *listed.snapshots})
+        for number, loaded in zip(numbers, self._load(numbers), strict=True):
             self._gap(fold, number)
             self._number = number
-            self._record(fold, number, self._numbers.get(number))
+            self._record(fold, number, self._numbers.get(number), loaded)
             if number in wanted or fold.size >= FLUSH_ENTRIES:
                 self._snapshot(fold, number)
         ended = self.last is not None and self.last.type == log.LOCK
@@ -265,6 +276,9 @@ class _LaneRebuild:
             )
         return fold
 
+    def _load(self, numbers: Iterable[int]) -> Iterator[Loaded]:
+        return load_records(self.owner.engine, ((self.lane, number) for number in numbers))
+
     def _order(self, listed: LaneKeys) -> tuple[dict[int, str], set[int]]:
         """Return the transaction of each number, as snapshots and the LOCK record keep them, and
         the numbers that a snapshot belongs after."""
@@ -275,12 +289,10 @@ class _LaneRebuild:
                 heads.append((number, Record.decode(self.owner.engine.get(key), key).head))
             except DAMAGE:
                 continue
-        try:
-            record = self.lane.log.read(listed.last)
-            if record.type == log.LOCK:
+        with contextlib.suppress(*DAMAGE):
+            record = self.lane.log.read(listed.last) if listed.last else None
+            if record is not None and record.type == log.LOCK:
                 heads.append((listed.last - 1, record.head))
-        except DAMAGE:
-            pass
         order: dict[int, str] = {}
         wanted = set(listed.snapshots)
         for last, head in heads:
@@ -312,6 +324,12 @@ class _LaneRebuild:
             advice = f"which of {len(fits)} commits {number} was cannot be told; "
         else:
             advice = "this is final, as no copy is left; "
+            if self.owner.engine.remote and self.lane.journal:
+                advice = (
+                    "this is final: of small commits no segment holds a copy, and frames behind a"
+                    " record are gone with its object ('diced fsck' names the blocks, as far as"
+                    " a snapshot or lock object does); "
+                )
         message = f"{what}; {advice}" + RESTORE.format("the log")
         self.owner.report.error("lost-record", self.where, message)
 
@@ -322,12 +340,16 @@ class _LaneRebuild:
         """
         if not self.is_open or number in self._numbers:
             return []
+        key = keys.record(self.lane.log.prefix, number)
+        if self._listed.has(number) and any(frame_heads(self.owner.engine, key)):
+            return []  # frames are behind it, which no commit with a COMMIT frame leaves there
         if self._claimed is None:
             self._claimed = set(self._numbers.values())
-            for start, stop in self._listed.runs:
-                for each in range(start, stop):
-                    with contextlib.suppress(*DAMAGE):
-                        self._claimed.add(self.lane.log.read(each).head["txid"])
+            for loaded in self._load(_numbers(self._listed)):
+                if loaded.record is not None:
+                    head = loaded.record.head
+                    self._claimed.update((head["txid"], *head.get("void", ())))
+                    self._claimed.update(each["txid"] for each in loaded.record.commits())
         return [
             commit.pointer
             for txid, commit in self._known_commits().items()
@@ -350,10 +372,10 @@ class _LaneRebuild:
         )
         return record
 
-    def _record(self, fold: Fold, number: int, txid: str | None) -> None:
+    def _record(self, fold: Fold, number: int, txid: str | None, loaded: Loaded) -> None:
         self.owner.report.count("records")
         try:
-            record = self.lane._whole(self.lane.log.read(number))
+            record = loaded.whole(self.lane)
             if txid is not None and record.head["txid"] != txid:
                 raise CorruptError("the record is not the one that was committed here")
         except DAMAGE as error:
@@ -390,7 +412,7 @@ class _LaneRebuild:
         """Make the commit in a COMMIT frame the record of a number."""
         record = commit_record(self.owner.home, pointer)
         data = record.encode()
-        if len(data) > versioned.INLINE_BODY:
+        if len(data) > compose.INLINE_BODY:
             data = Record(log.DATA, {**record.head, "body": pointer}).encode()
         key = keys.record(self.lane.log.prefix, number)
         self.owner._replace(key, data, record.head["txid"])
@@ -453,7 +475,7 @@ class _LaneRebuild:
             "txid": txid,
             "base": self._number,
             "user": "rebuild",
-            "time": now(),
+            "time": log.now(),
             "op": "lock",
             "previous": self._snapshot_number,
             "txids": self._txids,
@@ -470,3 +492,8 @@ def _told(record: Record) -> str:
     """Say which commit a record is."""
     head = record.head
     return f"{head.get('op')!r} by {head.get('user')!r} at {head.get('time')}"
+
+
+def _numbers(listed: LaneKeys) -> Iterator[int]:
+    """Yield the numbers of the records that are there."""
+    return (number for start, stop in listed.runs for number in range(start, stop))

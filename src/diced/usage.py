@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 
-from diced import index, keys
+from diced import index, keys, pool
 from diced.dag import Node
 from diced.engine.base import Engine
-from diced.errors import NotFoundError
+from diced.errors import CorruptError, NotFoundError
 from diced.history import History, View
-from diced.log import Entry, Pointer
+from diced.log import RIDES, Entry, Pointer, Record
+from diced.moment import moment
 from diced.segment import COMMIT
+from diced.session import BEGUN, OVER, SESSIONS
 from diced.spec import ArraySpec
 from diced.state import Base
 from diced.store import DicedStore
 from diced.versioned import Lane
-from diced.walk import frame_heads, lane_keys
+from diced.walk import LaneKeys, frame_heads, lane_keys, load_records
+
+T = TypeVar("T")
 
 PENDING = 1 << 16  # ranges gathered before they are joined: about 10 MB
 
@@ -35,7 +39,9 @@ def usage(store: DicedStore, repo: str | None = None) -> dict[str, Any]:
         JSON-able: ``url``, ``uuid``, ``files``, ``bytes`` and ``repos``, a list of dicts with
         ``name``, ``uuid``, ``files``, ``bytes`` (``total`` and by category: segments, pages,
         logs, snapshots, locks, other), ``segments`` (bytes ``live`` in any version,
-        ``superseded``, of which only logs know, ``journal`` copies of commits, ``dead``),
+        ``superseded``, of which only logs know, ``journal`` copies of commits, ``sessions``,
+        which unfinished write sessions hold, ``dead``), ``logs`` (the same of the frames that
+        ride behind records, ``live``, ``superseded`` and ``dead``, and ``records``),
         ``arrays`` (``name``, ``kind``, ``live_bytes``, ``frames``, ``blocks`` stored over all
         versions, constants included) and ``versions`` (``uuid``, ``changed`` entries by array).
 
@@ -52,7 +58,7 @@ def usage(store: DicedStore, repo: str | None = None) -> dict[str, Any]:
         if repo is None or name == repo
     ]
     engine = store.engine
-    own, own_files = _by_category(engine, keys.STORE_HOME)
+    own, own_files, _ = _by_category(engine, keys.STORE_HOME)
     return {
         "url": store.url,
         "uuid": store.uuid,
@@ -124,11 +130,18 @@ class _Cover:
 
 
 class _Account:
-    """What one array holds over all versions."""
+    """What one array holds over all versions.
+
+    Attributes
+    ----------
+    cover, riding : _Cover
+        Of segments, and of what rides behind records: by node, as the array's pointers say.
+    """
 
     def __init__(self, spec: ArraySpec):
         self.spec = spec
         self.cover = _Cover()
+        self.riding = _Cover()
         self.blocks = 0
         self.frames = 0
 
@@ -137,14 +150,14 @@ class _Account:
         self.blocks += 1
         if isinstance(entry, tuple):
             self.frames += 1
-            self.cover.add(entry)
+            (self.riding if entry[1] & RIDES else self.cover).add(entry)
 
     def fields(self) -> dict[str, Any]:
         """Return the JSON form."""
         return {
             "name": self.spec.name,
             "kind": self.spec.kind,
-            "live_bytes": self.cover.total(),
+            "live_bytes": self.cover.total() + self.riding.total(),
             "frames": self.frames,
             "blocks": self.blocks,
         }
@@ -155,22 +168,30 @@ def _repo(history: History, name: str) -> dict[str, Any]:
     accounts = {spec.id: _Account(spec) for spec in view.arrays.values()}
     versions = []
     for node in view.dag.ordered():
-        changed = {
-            spec.name: _count(_changes(history, spec, node), accounts[spec.id])
-            for spec in history.visible(view, node.id).values()
-            if spec.versioned
-        }
+        shown = [each for each in history.visible(view, node.id).values() if each.versioned]
+        lanes = [history.lane(spec, node.id) for spec in shown]
+        # Where requests are slow, the lanes are read side by side.
+        with moment(lanes if history.home.engine.remote else []):
+            changed = {
+                spec.name: _count(_changes(history, spec, node), accounts[spec.id])
+                for spec in shown
+            }
         versions.append({"uuid": node.uuid, "changed": changed})
     for spec in view.arrays.values():
         if not spec.versioned:
             _count(_changes(history, spec, view.dag.root), accounts[spec.id])
-    categories, files = _by_category(history.home.engine, history.home.prefix)
+    segments, riding = _frames(history, view, accounts)
+    deleted = view.dead.keys()
+    categories, files, dead = _by_category(history.home.engine, history.home.prefix, deleted)
+    riding["dead"] += dead
+    riding["records"] = max(0, categories["logs"] - sum(riding.values()))
     return {
         "name": name,
         "uuid": view.dag.root.uuid,
         "files": files,
         "bytes": categories,
-        "segments": _segments(history, view, accounts),
+        "segments": segments,
+        "logs": riding,
         "arrays": [
             account.fields()
             for account in sorted(accounts.values(), key=lambda each: each.spec.name)
@@ -196,7 +217,7 @@ def _changes(history: History, spec: ArraySpec, node: Node) -> Iterator[Entry | 
         base = history.roots(node.parents[0]).get(spec.id, base)
     lane = history.lane(spec, node.id)
     state = lane.refresh()
-    for space in {*base.roots, *state.roots, *state.overlay.chains}:
+    for space in {*base.roots, *state.roots, *state.overlay.chains} - {SESSIONS}:
         before = base.roots.get(space)
         recent = dict(state.overlay.items(space, state.number))
         for key, _, entry in index.diff(load, before, state.roots.get(space)):
@@ -207,43 +228,96 @@ def _changes(history: History, spec: ArraySpec, node: Node) -> Iterator[Entry | 
                 yield entry
 
 
-def _segments(history: History, view: View, accounts: dict[str, _Account]) -> dict[str, int]:
+def _frames(
+    history: History, view: View, accounts: dict[str, _Account]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Return what segments hold, and what rides behind records."""
     home = history.home
+    engine = home.engine
     covered = _Cover()
     for account in accounts.values():
         covered.update(account.cover)
     live = covered.total()
-    lanes, _ = lane_keys(home.engine, home.prefix)
-    for (lane_id, node_id), found in lanes.items():
-        if lane_id not in accounts:
-            continue
-        lane = Lane(home, lane_id, node_id, Base())
-        for start, stop in found.runs:
-            for number in range(start, stop):
-                try:
-                    record = lane._whole(lane.log.read(number))
-                except NotFoundError:
-                    continue  # swept since it was listed, with its array
+    riding = {"live": sum(each.riding.total() for each in accounts.values())}
+    lanes, _ = lane_keys(engine, home.prefix)
+    ours = {
+        Lane(home, *where, Base()): found for where, found in lanes.items() if where[0] in accounts
+    }
+    every = ((lane, number) for lane, found in ours.items() for number in _numbers(found))
+    rode = {lane_id: _Cover() for lane_id in accounts}
+    for lane_id, account in accounts.items():
+        rode[lane_id].update(account.riding)
+    behind = 0
+    loaded = load_records(engine, every)
+    for lane, found in ours.items():
+        cover = rode[lane.id]
+        for _, each in zip(_numbers(found), loaded, strict=False):
+            with contextlib.suppress(NotFoundError):  # swept since it was listed, with its array
+                record = each.whole(lane)
+                behind += record.head.get("frames", 0)
                 for changes in record.delta.values():
                     for entry in changes.values():
                         if isinstance(entry, tuple):
-                            covered.add(entry)
+                            (cover if entry[1] & RIDES else covered).add(entry)
     known = covered.total()
-    journal = total = 0
-    for key in home.engine.list(keys.segments(home.prefix)):
-        size = _size(home.engine, key)
-        total += size or 0
-        for start, stop in covered.gaps(keys.object_id(key), size or 0):
+    ridden = sum(each.total() for each in rode.values())
+    riding["superseded"] = ridden - riding["live"]
+    riding["dead"] = max(0, behind - ridden)
+    for entry in _of_sessions(engine, ours):
+        covered.add(entry)
+    held = covered.total() - known
+
+    def look(key: str) -> tuple[int, int]:
+        size = _size(engine, key) or 0
+        journal = 0
+        for start, stop in covered.gaps(keys.object_id(key), size):
             with contextlib.suppress(NotFoundError):
-                for head in frame_heads(home.engine, key, start, stop):
-                    ours = head.lane.hex() in accounts or not any(head.lane)
-                    journal += head.size if head.kind == COMMIT and ours else 0
-    return {
+                for head in frame_heads(engine, key, start, stop):
+                    mine = head.lane.hex() in accounts or not any(head.lane)
+                    journal += head.size if head.kind == COMMIT and mine else 0
+        return size, journal
+
+    sizes = list(_map(engine, look, engine.list(keys.segments(home.prefix))))
+    total, journal = (sum(each[i] for each in sizes) for i in (0, 1))
+    segments = {
         "live": live,
         "superseded": known - live,
         "journal": journal,
-        "dead": max(0, total - known - journal),
+        "sessions": held,
+        "dead": max(0, total - known - held - journal),
     }
+    return segments, riding
+
+
+def _numbers(found: LaneKeys) -> Iterator[int]:
+    return (number for start, stop in found.runs for number in range(start, stop))
+
+
+def _of_sessions(engine: Engine, lanes: dict[Lane, LaneKeys]) -> Iterator[Pointer]:
+    """Yield what the parts of write sessions that did not end refer to."""
+
+    def load(key: str) -> list[Pointer]:
+        try:
+            delta = Record.decode(engine.get(key), key).delta
+        except (NotFoundError, CorruptError):  # published meanwhile; or it can never be
+            return []
+        every = (entry for changes in delta.values() for entry in changes.values())
+        return [each for each in every if isinstance(each, tuple)]
+
+    parts = (
+        keys.part(lane.log.prefix, session, name)
+        for lane, found in lanes.items()
+        for session, names in found.sessions.items()
+        for name in names
+        if name not in (BEGUN, OVER)
+    )
+    for pointers in _map(engine, load, parts):
+        yield from pointers
+
+
+def _map(engine: Engine, look: Callable[[str], T], found: Iterable[str]) -> Iterator[T]:
+    """Look at objects, side by side where a request is slow."""
+    return pool.map_ordered(look, found, pool.LIMIT if engine.remote else 1)
 
 
 def _size(engine: Engine, key: str) -> int | None:
@@ -254,19 +328,23 @@ def _size(engine: Engine, key: str) -> int | None:
         return None
 
 
-def _by_category(engine: Engine, home: str) -> tuple[dict[str, int], int]:
-    """Return bytes by category, and the number of objects."""
+def _by_category(
+    engine: Engine, home: str, deleted: Collection[str] = ()
+) -> tuple[dict[str, int], int, int]:
+    """Return bytes by category, the number of objects, and bytes in logs of deleted arrays."""
     names = {"segs": "segments", "pages": "pages", "lanes": "logs", "locks": "locks"}
     sizes = dict.fromkeys(("total", *names.values(), "snapshots", "other"), 0)
-    files = 0
-    for key in engine.list(home):
-        kind = names.get(key[len(home) + 1 :].split("/")[0], "other")
-        if kind == "logs" and f"{keys.EPOCH}.snap/" in key:
-            kind = "snapshots"
-        size = _size(engine, key)
+    files = dead = 0
+    found = list(engine.list(home))
+    for key, size in zip(found, _map(engine, lambda key: _size(engine, key), found), strict=True):
+        top, lane_id = key[len(home) + 1 :].split("/")[:2]
+        kind = names.get(top, "other")
+        if kind == "logs" and f"/{keys.EPOCH}/" not in key:
+            kind = "snapshots" if f"/{keys.EPOCH}.snap/" in key else "other"
         if size is None:
             continue
         sizes[kind] += size
+        dead += size if kind == "logs" and lane_id in deleted else 0
         sizes["total"] += size
         files += 1
-    return sizes, files
+    return sizes, files, dead

@@ -6,20 +6,25 @@ readers can hide damage; writes only where `Fold.write` is asked to.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from diced import grid, index, keys
+from diced import grid, index, keys, log, pool
 from diced._crc32c import crc32c
 from diced.engine.base import Engine
 from diced.errors import CorruptError, DicedException
 from diced.home import Home
 from diced.log import Delta, Entry, Pointer, Record
 from diced.meta import Tables
+from diced.page import Page
 from diced.segment import CHECK, COMMIT, HEADER, MAGIC, MAX_KEY, Frame
+from diced.session import BEGUN, OVER
 from diced.state import Base, parse_box
+from diced.versioned import Lane
 
 # What taking damaged bytes apart can raise: our own errors, and whatever a header that is sound
 # JSON but not what diced writes does to the code that reads it.
@@ -28,6 +33,12 @@ DAMAGE = (CorruptError, ArithmeticError, LookupError, TypeError, ValueError, str
 UNREADABLE = (*DAMAGE, DicedException)
 
 WINDOW = 1 << 17
+# A body of a record that is read ahead, side by side with others, has at most so many bytes.
+BODY_AHEAD = 256 * 1024
+PAGES_AHEAD = 64
+
+_is_txid = re.compile("[0-9a-f]{32}").fullmatch
+_is_claim = re.compile("[0-9]{10}-[0-9]+").fullmatch
 
 
 def plural(count: int, noun: str) -> str:
@@ -44,13 +55,19 @@ class LaneKeys:
     runs : list of [start, stop]
         Numbers of the records present, half-open and ascending.
     snapshots : list of int
+    waiting : list of str
+        Keys of proposals, and of claims to gather them.
+    sessions : dict of str to list of str
+        Write session -> names of its parts and marks.
     """
 
-    __slots__ = ("runs", "snapshots")
+    __slots__ = ("runs", "sessions", "snapshots", "waiting")
 
     def __init__(self) -> None:
         self.runs: list[list[int]] = []
         self.snapshots: list[int] = []
+        self.waiting: list[str] = []
+        self.sessions: dict[str, list[str]] = {}
 
     @property
     def last(self) -> int:
@@ -72,7 +89,7 @@ class LaneKeys:
 def lane_keys(
     engine: Engine, home: str, below: str = ""
 ) -> tuple[dict[tuple[str, str], LaneKeys], list[str]]:
-    """List a home's lanes, or the one at the lane prefix `below`.
+    """List a home's lanes, or what is below the prefix `below` of one.
 
     Returns
     -------
@@ -85,20 +102,83 @@ def lane_keys(
     prefix = f"{home}/lanes"
     for key in engine.list(below or prefix):
         parts = key[len(prefix) + 1 :].split("/")
-        if len(parts) == 4 and parts[3].isdigit():
-            where = keys.lane(home, parts[0], parts[1])
-            number = int(parts[3])
-            found = lanes.setdefault((parts[0], parts[1]), LaneKeys())
-            if key == keys.record(where, number) and number:
-                found.add(number)
-                continue
-            if key == keys.snapshot(where, number):
-                found.snapshots.append(number)
-                continue
-        if len(parts) == 5 and key == keys.part(keys.lane(home, *parts[:2]), *parts[3:]):
-            continue  # of a write session
-        strays.append(key)
+        if not (4 <= len(parts) <= 5 and _sort(key, parts, home, lanes)):
+            strays.append(key)
     return lanes, strays
+
+
+def _sort(key: str, parts: list[str], home: str, lanes: dict[tuple[str, str], LaneKeys]) -> bool:
+    """Note a key of a lane; False if diced does not spell it."""
+    lane_id, node_id, kind, name = parts[:4]
+    where = keys.lane(home, lane_id, node_id)
+    number = int(name) if name.isdecimal() and name.isascii() else 0
+    is_record = number and key == keys.record(where, number)
+    is_snapshot = number and key == keys.snapshot(where, number)
+    waits = (kind == "pend" and _is_txid(name)) or (kind == "turn" and _is_claim(name))
+    joins = len(parts) == 5 and _is_txid(name) and key == keys.part(where, *parts[3:])
+    if joins:
+        joins = bool(_is_txid(parts[4])) or parts[4] in (BEGUN, OVER)
+    if not (joins if len(parts) == 5 else is_record or is_snapshot or waits):
+        return False
+    found = lanes.setdefault((lane_id, node_id), LaneKeys())
+    if joins:
+        found.sessions.setdefault(name, []).append(parts[4])
+    elif is_record:
+        found.add(number)
+    elif is_snapshot:
+        found.snapshots.append(number)
+    else:
+        found.waiting.append(key)
+    return True
+
+
+class Loaded(NamedTuple):
+    """A record that was read ahead, or why it could not be.
+
+    Attributes
+    ----------
+    record : Record or None
+    size : int
+        Bytes of its object.
+    error : Exception or None
+    """
+
+    record: Record | None
+    size: int
+    error: Exception | None
+
+    def whole(self, lane: Lane) -> Record:
+        """Return the record with its sections, or raise what reading it raised."""
+        if self.error is not None:
+            raise self.error
+        assert self.record is not None
+        body = self.record.head.get("body")
+        if body is None or self.record.delta:
+            return self.record
+        return lane._whole(self.record)
+
+
+def load_records(engine: Engine, wanted: Iterable[tuple[Lane, int]]) -> Iterator[Loaded]:
+    """Read records in order, side by side on a remote engine; errors are results."""
+    threads = pool.LIMIT if engine.remote else 1
+    return pool.map_ordered(_load, wanted, threads, pool.LIMIT)
+
+
+def _load(wanted: tuple[Lane, int]) -> Loaded:
+    lane, number = wanted
+    try:
+        record = lane.log.read(number)
+        size = record.size + len(record.frames)
+        engine = lane.home.engine
+        if engine.remote and size >= log.PEEK_BYTES:  # else all of the object was read
+            size = engine.size(keys.record(lane.log.prefix, number))
+        record.frames = b""
+        body = record.head.get("body")
+        if body is not None and body[2] <= BODY_AHEAD:
+            lane._whole(record)
+        return Loaded(record, size, None)
+    except UNREADABLE as error:
+        return Loaded(None, 0, error)
 
 
 def repo_ids(engine: Engine) -> Iterator[str]:
@@ -182,6 +262,8 @@ class Pages:
             return _LOST
         sound, last = True, page.key(len(page) - 1)
         for at in range(len(page) if page.level else 0):
+            if at % PAGES_AHEAD == 0 and self.home.engine.remote:
+                self._read_ahead(page, at)
             entry = page.entry(at)
             child = self._visit(entry, damage)  # type: ignore[arg-type]
             sound = sound and child.sound
@@ -200,6 +282,17 @@ class Pages:
         summary = _Summary(page.level, page.count, page.key(0), last, sound)
         self._seen[pointer] = summary
         return summary
+
+    def _read_ahead(self, page: Page, at: int) -> None:
+        """Load children of a page side by side, for whoever asks next."""
+
+        def load(pointer: Pointer) -> None:
+            with contextlib.suppress(*UNREADABLE):  # told when it is visited
+                self.home.load(pointer)
+
+        children = (page.entry(each) for each in range(at, min(at + PAGES_AHEAD, len(page))))
+        wanted = [each for each in children if isinstance(each, tuple) and each not in self._seen]
+        pool.for_each(load, wanted, pool.LIMIT)
 
 
 class Fold:
@@ -339,19 +432,22 @@ class Commit(NamedTuple):
 
 def commits(home: Home, lane: bytes, node_id: str) -> dict[str, Commit]:
     """Find a lane's COMMIT frames at a node in all segments, by transaction id."""
-    found = {}
-    for key in home.engine.list(keys.segments(home.prefix)):
+
+    def scan(key: str) -> list[tuple[str, Commit]]:
+        here = []
         for head in frame_heads(home.engine, key):
             if head.kind != COMMIT or head.lane != lane:
                 continue
             pointer = (keys.object_id(key), head.offset, head.size)
-            try:
+            with contextlib.suppress(*DAMAGE):
                 record = commit_record(home, pointer)
-            except DAMAGE:
-                continue
-            if record.head.get("node") == node_id:
-                found[record.head["txid"]] = Commit(pointer, record.head["base"])
-    return found
+                if record.head.get("node") == node_id:
+                    here.append((record.head["txid"], Commit(pointer, record.head["base"])))
+        return here
+
+    segments = home.engine.list(keys.segments(home.prefix))
+    threads = pool.LIMIT if home.engine.remote else 1
+    return dict(each for here in pool.map_ordered(scan, segments, threads) for each in here)
 
 
 def commit_record(home: Home, pointer: Pointer) -> Record:

@@ -13,7 +13,7 @@ CORRUPT, MEDIUM, UNSUPPORTED = 6, 7, 12  # the exit codes of the errors
 FSCK_MORE = """\
 Quick (default): every record, tree page and pointer is checked, but no block is read. --full also
 reads and decodes every block. Neither changes anything. --rebuild first restores records and
-indexes from the segments alone; stop all writers before. --adopt lets it take, for a record of an
+indexes from logs and segments; stop all writers before. --adopt lets it take, for a record of an
 open version that is lost with all that names it, the only commit that fits.
 
 The exit code is 6 if errors remain; 7 or 12 if all of them are that something could not be read, or
@@ -114,13 +114,16 @@ def _du_lines(args: argparse.Namespace, data: dict[str, Any]) -> list[str]:
             for each in repo["arrays"]
             if each["live_bytes"] or each["blocks"]
         ]
-        found = repo["segments"]
-        rest = sum(n for kind, n in repo["bytes"].items() if kind not in ("total", "segments"))
+        # Frames are in segments, or behind small records in the logs.
+        found, logs = repo["segments"], repo["logs"]
+        held = {kind: found[kind] + logs.get(kind, 0) for kind in found}
+        rest = repo["bytes"]["total"] - sum(held.values())
         rows += [
-            ("  = live", shown(found["live"]), "", "in some version"),
-            ("  + superseded", shown(found["superseded"]), "", "overwritten before a lock"),
-            ("  + journal", shown(found["journal"]), "", "commits, to rebuild indexes from"),
-            ("  + dead", shown(found["dead"]), "", "referred to by nothing"),
+            ("  = live", shown(held["live"]), "", "in some version"),
+            ("  + superseded", shown(held["superseded"]), "", "overwritten before a lock"),
+            ("  + journal", shown(held["journal"]), "", "commits, to rebuild indexes from"),
+            ("  + sessions", shown(held["sessions"]), "", "of write sessions that did not end"),
+            ("  + dead", shown(held["dead"]), "", "referred to by nothing"),
             ("  + index", shown(rest), "", "pages, logs, snapshots, locks"),
             ("  = total", shown(repo["bytes"]["total"]), "", plural(repo["files"], "files")),
         ]
