@@ -48,6 +48,11 @@ BUSY = 4.0
 # A writer asks for a turn each time it was refused so often; others wait for so long at least.
 PATIENT = 8
 LEAST_HOLD = 0.25
+# Where so many proposals are gathered at once, the gatherer goes on for some rounds; a round takes
+# so many requests' time.
+CROWD = 4
+TERM = 64
+ROUND = 5.0
 # Of a request, what lies between two looks for the next record.
 POLL = 1.0
 # Durations of a request after which a writer that was to gather is taken for dead.
@@ -82,6 +87,7 @@ class Combiner:
     def renew_lock(self) -> None:
         """Make the lock anew: at birth and after a fork."""
         self.turn = threading.Lock()
+        self._serving = False
         self._waiting: list[Part] = []
 
     def note(self, number: int, record: Record) -> None:
@@ -119,9 +125,13 @@ class Combiner:
             part = Part(record, data)
             self._waiting.append(part)
             try:
-                with self.turn:
-                    while part.outcome is None:  # else another thread has done it
-                        self._round()
+                while part.outcome is None:
+                    if self._serving and not part.alone:
+                        time.sleep(self._request / 4)  # the thread that serves takes it along
+                        continue
+                    with self.turn:
+                        while part.outcome is None:  # else another thread has done it
+                            self._round()
             finally:
                 with contextlib.suppress(ValueError):
                     self._waiting.remove(part)
@@ -270,6 +280,9 @@ class Combiner:
         """Put a record after a state; False after a lost race."""
         number = state.number + 1
         began = time.monotonic()
+        unsent = [part for part in mine if part.since is None]
+        for part in unsent:
+            part.since = state.number  # an error or interrupt leaves open what became of it
         won = self._lane.log.put(number, data, record.head["txid"])
         self._request += (time.monotonic() - began - self._request) / 4
         if won:
@@ -280,6 +293,9 @@ class Combiner:
                     part.outcome = number
             self._lane.least = max(self._lane.least, number)
             self._lane.published(number, record)
+        else:
+            for part in unsent:
+                part.since = None
         return won
 
     # -- proposals -------------------------------------------------------------------------
@@ -343,8 +359,12 @@ class Combiner:
             self._settle_known(mine)
 
     def _turn(self) -> float:
-        """Return when to gather if nobody has: spread so that few waiters begin at once."""
-        return time.monotonic() + random.uniform(0.0, self._crowd / 2) * self._request
+        """Return when to gather if nobody has: spread so that few waiters begin at once.
+
+        Where many wait, whoever gathered last goes on with it, and is given time.
+        """
+        least = ROUND if self._crowd >= CROWD and TERM else 0.0
+        return time.monotonic() + (least + random.uniform(0.0, self._crowd / 2)) * self._request
 
     def _gather(self, mine: list[Part], number: int, own: str, attempt: int) -> int:
         """Put a record with these parts and the proposals of others; return the last number.
@@ -372,10 +392,10 @@ class Combiner:
         live = Joint(mine)
         if claimed[0]:
             delete_later(engine, claim, 2 * PATIENCE * self._request)
-        if not live.parts or state.number > number or not claimed[0]:
+        if state.locked or (mine and not live.parts) or state.number > number or not claimed[0]:
             return state.number
         void: list[str] = []
-        gathered = 1
+        gathered = int(bool(mine))
         for key in found[0]:
             if self._outcome_of(key) is not None:
                 self._tidy(key)
@@ -388,10 +408,40 @@ class Combiner:
                     if part.txid not in self._outcomes and not self._is_held(part)
                 ]
             )
-        if gathered == 1 and not void:
+        if not live.parts:
+            return number
+        if mine and gathered == 1 and not void:
             self._contended = float("-inf")  # nobody else is here any more
-        self._put(state, *self._joined(state, live.parts, void, gathered), mine)
+        won = self._put(state, *self._joined(state, live.parts, void, gathered), mine)
+        if won and gathered >= CROWD:
+            self._serve_later()
         return max(number + 1, lane.known().number)  # lost or won, the next one is there
+
+    def _serve_later(self) -> None:
+        """Have a thread of this process go on gathering for others for a while."""
+        if not self._serving and TERM:
+            self._serving = True
+            try:
+                threading.Thread(target=self._serve, name="diced-gather", daemon=True).start()
+            except RuntimeError:
+                self._serving = False  # no more threads here, or the interpreter is ending
+
+    def _serve(self) -> None:
+        """Gather again at once: who has just done it is up to date, and others need not race."""
+        try:
+            for _ in range(TERM):
+                with self.turn:
+                    self._settle_known(self._waiting)
+                    mine = Joint(self._waiting).parts
+                    number = self._lane.known().number
+                    if self._gather(mine, number, "", 0) == number:
+                        return
+                    if self._crowd < CROWD:
+                        return
+        except DicedException:
+            return  # others gather for themselves
+        finally:
+            self._serving = False
 
     def _allows(self, state: State, part: Part, void: list[str]) -> bool:
         """Tell whether a proposal still holds; else it is added to the refused."""

@@ -30,13 +30,14 @@ class Part:
     record : Record
         As if it were committed alone.
     data : bytes
-        The same, encoded.
+        The same, encoded; empty for what another writer proposed.
     alone : bool
         It goes into a record of its own: it is large, or depends on all that its lane holds.
     outcome : int or DicedException or None
         The number of the record that holds it; REFUSED if it must be made anew; an error.
     since : int or None
-        The last record that was known when this was first proposed: later ones may hold it.
+        The last record that was known when this was first sent to where others may have taken
+        it, or nobody knows: later ones may hold it.
     """
 
     __slots__ = ("alone", "data", "outcome", "record", "since")
@@ -125,7 +126,7 @@ def joined(
     `void` names refused proposals, `gathered` counts those that are in it.
     """
     if len(parts) == 1 and not void:
-        return parts[0].record, parts[0].data
+        return parts[0].record, parts[0].data or parts[0].record.encode()
     head: dict[str, Any] = {
         "txid": log.new_txid(),
         "node": node_id,

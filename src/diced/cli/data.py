@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+from collections.abc import Callable
 
 from diced.cli import common
 from diced.cli.stores import add_array_options, array_options
 from diced.errors import InvalidError
 from diced.export import FORMATS, export
 from diced.export import stack as writers
-from diced.ingest import ImageStack, Result, gaps, ingest, open_source
+from diced.ingest import Estimate, ImageStack, Result, foresee, gaps, ingest, open_source
 from diced.walk import plural
 
 INGEST_MORE = """\
@@ -22,7 +23,8 @@ the type of the data.
 
 Every slab of one block's thickness is one commit. Run the same command again after it was stopped,
 however that happened: slabs that are stored are skipped. They are known by their files' names,
-sizes and times, so a replaced image rewrites its slab only.
+sizes and times, so a replaced image rewrites its slab only. Into a bucket slabs are thicker, and a
+note says first how many requests they will take; --estimate only says that.
 
   diced ingest fly.diced fib19 grayscale 'iso.*.png' --offset-xyz 100,100,2600
   diced ingest fly.diced fib19 bodies seg.h5:/labels --labels --units nm --voxel-size 8
@@ -65,6 +67,9 @@ def add_commands(commands: common.Commands) -> None:
         "--memory", type=common.size, metavar="SIZE",
         help="voxels to hold, as 4G; default: a quarter of the machine's memory",
     )  # fmt: skip
+    parser.add_argument(
+        "--estimate", action="store_true", help="only say what it would take; write nothing"
+    )
     group = parser.add_argument_group("a new array")
     group.add_argument("--dims", type=common.positive, help="2 for one image that is no volume")
     add_array_options(group)
@@ -112,7 +117,7 @@ def _ingest(args: argparse.Namespace) -> None:
     source = open_source(
         args.files, keep_order=args.keep_order, palette=args.labels, channels=args.channels
     )
-    with contextlib.closing(source), common.open_store(args, write=True) as store:
+    with contextlib.closing(source), common.open_store(args, write=not args.estimate) as store:
         jumps = gaps(source.files) if isinstance(source, ImageStack) else []
         for before, after in jumps[:3]:
             common.note(
@@ -123,20 +128,47 @@ def _ingest(args: argparse.Namespace) -> None:
         if len(jumps) > 3:
             common.note(args, f"note: and {len(jumps) - 3} more jumps")
         repo = common.open_repo(args, store)
+        options = {
+            "labels": args.labels,
+            "dims": args.dims,
+            "force": args.force,
+            "memory": args.memory,
+            **array_options(args),
+        }
+        offset = common.offset(args)
+        if args.estimate:
+            found = foresee(repo, args.array, source, offset, **options)
+            common.show(args, found._asdict(), _expected(found, repo.remote))
+            return
         with common.bar(args, args.array) as progress:
             result = ingest(
                 repo,
                 args.array,
                 source,
-                common.offset(args),
-                labels=args.labels,
-                dims=args.dims,
-                force=args.force,
-                memory=args.memory,
+                offset,
                 progress=progress,
-                **array_options(args),
+                announce=_announcer(args, repo.remote),
+                **options,
             )
         _show_result(args, result)
+
+
+def _expected(estimate: Estimate, remote: bool) -> str:
+    commits = plural(estimate.commits, "commits")
+    most = f"at most {common.human(estimate.nbytes)}"
+    if not remote:
+        return f"{commits}, {most}"
+    return (
+        f"about {estimate.requests:,} requests, {most} to send: {commits}, and up to"
+        f" {plural(estimate.segments, 'segments of 32 MiB')}"
+    )
+
+
+def _announcer(args: argparse.Namespace, remote: bool) -> Callable[[Estimate], None] | None:
+    """Return what says beforehand what an import takes, where requests are billed."""
+    if not remote:
+        return None
+    return lambda estimate: common.note(args, _expected(estimate, remote))
 
 
 def _allow_large_images(files: list[str]) -> None:
@@ -231,6 +263,12 @@ def _copy_in(args: argparse.Namespace, words: list[str]) -> None:
         source = open_source([path], channels=channels)
         with contextlib.closing(source), common.bar(args, args.array) as progress:
             result = ingest(
-                repo, args.array, source, common.offset(args), progress=progress, verb="copy"
+                repo,
+                args.array,
+                source,
+                common.offset(args),
+                progress=progress,
+                announce=_announcer(args, repo.remote),
+                verb="copy",
             )
         _show_result(args, result)

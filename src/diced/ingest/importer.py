@@ -17,13 +17,18 @@ import numpy as np
 from diced import grid
 from diced.array import DicedArray
 from diced.errors import DicedException, InvalidError
+from diced.ingest.estimate import Estimate, estimate
 from diced.ingest.stack import Box, Source
 from diced.repo import DicedRepo
+from diced.spec import ArraySpec
 from diced.walk import plural
 
 VERB = "ingest"
 # 1-D and 2-D slabs of one block would be small commits; volumes' are of one block's thickness.
 LEAST_SLAB = 4 * 2**20
+# Where every object is a request, a slab is as many blocks thick as make this: its record and its
+# last segment, which is not full, are then a small part of what is sent.
+REMOTE_SLAB = 256 * 2**20
 
 Progress = Callable[[int, int], None]
 
@@ -65,16 +70,17 @@ def ingest(
     force: bool = False,
     memory: int | None = None,
     progress: Progress | None = None,
+    announce: Callable[[Estimate], None] | None = None,
     verb: str = VERB,
     **options: Any,
 ) -> Result:
     """Write a source into an array of a repo's current version, which is created if missing.
 
-    Each slab of one block's thickness, aligned with the blocks, is one commit, so a whole block is
-    written once. Slabs whose commits are found among those that led to this version are skipped
-    without opening their files; they are found by the names, sizes and modification times of the
-    files, and are not skipped if a later ingest wrote other files over them. What others painted
-    over them since stays.
+    Each slab of one block's thickness, or on a bucket of as many as make 256 MiB, aligned with the
+    blocks, is one commit, so a whole block is written once. Slabs whose commits are found among
+    those that led to this version are skipped without opening their files; they are found by the
+    names, sizes and modification times of the files, and are not skipped if a later ingest wrote
+    other files over them. What others painted over them since stays.
 
     Parameters
     ----------
@@ -95,6 +101,8 @@ def ingest(
         decoded once per part. A quarter of the machine's by default.
     progress : callable, optional
         Called with (bytes done, bytes in all) after each slab, skipped ones included.
+    announce : callable, optional
+        Called with an `Estimate` of what is to be written, before it is.
     verb : str
         First word of the commits' operations. Any other makes them edits, which nothing resumes.
     **options
@@ -112,10 +120,11 @@ def ingest(
     LockedError, NotFoundError, UnsupportedError
     """
     array = _target(repo, name, source, labels, dims, options)
-    slabs = _plan(array, source, offset, memory or default_memory())
+    slabs = _plan(array._spec, source, offset, memory, repo.remote)
     total = sum(slab.nbytes for slab in slabs)
-    done = set() if force or verb != VERB else _finished(repo, array, slabs)
-    todo = [slab for slab in slabs if slab.digest not in done]
+    todo = _todo(repo, array, slabs, force or verb != VERB)
+    if announce is not None:
+        announce(_estimate(array._spec, todo))
     finished = total - sum(slab.nbytes for slab in todo)
     if progress is not None:
         progress(finished, total)
@@ -135,6 +144,36 @@ def ingest(
     start = tuple(min(each) for each in zip(*(slab.box[0] for slab in slabs), strict=True))
     stop = tuple(max(each) for each in zip(*(slab.box[1] for slab in slabs), strict=True))
     return Result(name, repo.uuid, start, stop, len(slabs), skipped, written)
+
+
+def foresee(
+    repo: DicedRepo,
+    name: str,
+    source: Source,
+    offset: Sequence[int] | None = None,
+    *,
+    labels: bool = False,
+    dims: int | None = None,
+    force: bool = False,
+    memory: int | None = None,
+    **options: Any,
+) -> Estimate:
+    """Return what `ingest` of the same arguments would take on a bucket; nothing is written."""
+    if name in repo:
+        array = _target(repo, name, source, labels, dims, options)
+        slabs = _plan(array._spec, source, offset, memory, repo.remote)
+        return _estimate(array._spec, _todo(repo, array, slabs, force))
+    dtype, dims, given = _fields(name, source, labels, dims, options)
+    fields = DicedArray.describe(
+        name, dtype=dtype, dims=dims, islabel3D=labels, channels=source.channels, **given
+    )
+    spec = ArraySpec("", {**fields, "name": name, "kind": "image", "versioned": True, "node": ""})
+    return _estimate(spec, _plan(spec, source, offset, memory, repo.remote))
+
+
+def _estimate(spec: ArraySpec, todo: list[_Slab]) -> Estimate:
+    itemsize = spec.dtype.itemsize * (spec.channels or 1)
+    return estimate((slab.box for slab in todo), spec.block_shape, itemsize)
 
 
 def _voxels(
@@ -170,8 +209,8 @@ def _target(
     options: dict[str, Any],
 ) -> DicedArray:
     """Return the array, checked or created."""
-    given = {key: value for key, value in options.items() if value is not None}
     if name in repo:
+        given = {key: value for key, value in options.items() if value is not None}
         array = repo.get_array(name)
         if not isinstance(array, DicedArray):
             raise InvalidError(f"array {name!r} is of kind {array.kind!r}; it holds no voxels")
@@ -183,15 +222,23 @@ def _target(
         if dims is not None and dims != array.numdims:
             raise InvalidError(f"array {name!r} exists with {array.numdims} dimensions; got {dims}")
         return array
-    dims = len(source.shape) if dims is None else dims
-    _fit(name, dims, source.channels, source)
-    if isinstance(given.get("block_shape"), int):
-        given["block_shape"] = (given["block_shape"],) * dims
-    dtype = np.dtype(np.uint64) if labels else source.dtype
+    dtype, dims, given = _fields(name, source, labels, dims, options)
     created: DicedArray = repo.create_array(
         name, dtype, dims, islabel3D=labels, channels=source.channels, **given
     )
     return created
+
+
+def _fields(
+    name: str, source: Source, labels: bool, dims: int | None, options: dict[str, Any]
+) -> tuple[np.dtype[Any], int, dict[str, Any]]:
+    """Return the type, dimensions and options of a new array."""
+    given = {key: value for key, value in options.items() if value is not None}
+    dims = len(source.shape) if dims is None else dims
+    _fit(name, dims, source.channels, source)
+    if isinstance(given.get("block_shape"), int):
+        given["block_shape"] = (given["block_shape"],) * dims
+    return np.dtype(np.uint64) if labels else source.dtype, dims, given
 
 
 def _fit(name: str, dims: int, channels: int | None, source: Source) -> None:
@@ -226,20 +273,22 @@ def _agree(array: DicedArray, key: str, value: Any) -> None:
 
 
 def _plan(
-    array: DicedArray, source: Source, offset: Sequence[int] | None, memory: int
+    spec: ArraySpec, source: Source, offset: Sequence[int] | None, memory: int | None, remote: bool
 ) -> list[_Slab]:
     """Cut a source into slabs, aligned with the blocks of the array."""
     import hashlib  # 9 ms
 
-    dims = array.numdims
+    dims = spec.dims
     if offset is not None and len(offset) != dims:
-        raise InvalidError(f"array {array.name!r} needs an offset of {dims} numbers; got {offset}")
+        raise InvalidError(f"array {spec.name!r} needs an offset of {dims} numbers; got {offset}")
+    memory = memory or default_memory()
     lo = tuple(offset) if offset is not None else (0,) * dims
     shape = source.shape[len(source.shape) - dims :]
     hi = tuple(a + n for a, n in zip(lo, shape, strict=True))
     item = source.dtype.itemsize * (source.channels or 1)
     slabs = []
-    for low, high in _boxes(lo, hi, array.block_shape, item, memory):
+    least = REMOTE_SLAB if remote else LEAST_SLAB if dims < 3 else 0
+    for low, high in _boxes(lo, hi, spec.block_shape, item, memory, least):
         inside = (
             tuple(a - o for a, o in zip(low, lo, strict=True)),
             tuple(b - o for b, o in zip(high, lo, strict=True)),
@@ -259,13 +308,14 @@ def _boxes(
     block_shape: tuple[int, ...],
     item: int,
     memory: int,
+    least: int,
 ) -> Iterator[Box]:
-    """Yield boxes one block thick, split along axis 1 where they exceed half the memory."""
+    """Yield boxes one block thick, or as many as make `least` bytes at most, split along axis 1
+    where they exceed half the memory."""
     size = [b - a for a, b in zip(lo, hi, strict=True)]
+    plane = item * int(np.prod(size[1:], dtype=np.int64))
     thick = block_shape[0]
-    if len(size) < 3:
-        plane = item * int(np.prod(size[1:], dtype=np.int64))
-        thick *= max(1, LEAST_SLAB // (plane * thick))
+    thick *= max(1, min(least, memory // 2) // (plane * thick))
     parts = [_cuts(lo[0], hi[0], thick)]
     if len(size) > 1:
         # Half: the next slab is read while one is written.
@@ -295,6 +345,12 @@ def _index(box: Box) -> tuple[slice, ...]:
 
 
 # -- progress ------------------------------------------------------------------------------
+
+
+def _todo(repo: DicedRepo, array: DicedArray, slabs: list[_Slab], force: bool) -> list[_Slab]:
+    """Return the slabs that are not stored yet, or all."""
+    done = set() if force else _finished(repo, array, slabs)
+    return [slab for slab in slabs if slab.digest not in done]
 
 
 def _finished(repo: DicedRepo, array: DicedArray, slabs: list[_Slab]) -> set[str]:
