@@ -566,7 +566,7 @@ def test_an_interrupted_replacement_keeps_the_frames_behind_a_record(store: Dice
 
 
 def test_usage_adds_up_with_riders(store: DicedStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_sweep_later", lambda: None)
+    monkeypatch.setattr(store, "_sweep_later", lambda *_: None)
     rng = np.random.default_rng(1)
     repo = store.create_repo("fly")
     gray = repo.create_array("gray", np.uint8, block_shape=(8, 8, 8), codec="raw")

@@ -68,6 +68,7 @@ LEVELS: dict[str, float] = {
     "array": 5.0,
     "files": 5.0,
     "repo": 5.1,
+    "sweep": 5.15,
     "store": 5.2,
     "__init__": 5.3,
     "report": 5.5,

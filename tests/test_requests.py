@@ -71,10 +71,11 @@ class Place:
         self.session = None
 
 
-RANDOM = np.random.default_rng(5).integers(0, 2**63, (40, 40, 40), dtype=np.uint64)
-LARGE = RANDOM.tobytes()[: 300 * 1024]
+RANDOM = np.random.default_rng(5).integers(0, 2**63, (48, 40, 40), dtype=np.uint64)
+LARGE = RANDOM.tobytes()[: 320 * 1024]
 BLOCK = np.s_[0:8, 0:8, 0:8]
-MANY = np.s_[0:32, 0:32, 0:32]  # 64 blocks, and more bytes than ride in a record
+MANY = np.s_[0:32, 0:32, 0:32]  # 64 blocks
+WIDE = np.s_[0:40, 0:32, 0:32]  # more bytes than ride behind a record
 
 
 def build(url):
@@ -83,7 +84,7 @@ def build(url):
     store.create_repo("other")
     repo = store.create_repo("fly")
     array = repo.create_array("em", np.uint64, block_shape=(8, 8, 8))
-    array[MANY] = RANDOM[MANY]
+    array[WIDE] = RANDOM[WIDE]
     repo.files.put_many({"small": b"s" * 200, "large": LARGE})
     repo.lock_node("first")
     repo.tag("one")
@@ -98,7 +99,7 @@ def build(url):
 
 
 def _write(place, index, i):
-    place.array[index] = RANDOM[i : i + 40, :40, :40][tuple(slice(s.stop - s.start) for s in index)]
+    place.array[index] = RANDOM[i : i + 44, :40, :40][tuple(slice(s.stop - s.start) for s in index)]
 
 
 def _batch(place, i):
@@ -225,7 +226,7 @@ GROUPS: dict[str, list[Row]] = {
         _row("read where nothing was written", lambda p, i: p.array[900:950, 0, 0]),
         _row("write, up to 288 KiB of whole blocks", lambda p, i: _write(p, BLOCK, i),
              **ONLY_OPEN),
-        _row("write, up to 32 MiB of whole blocks", lambda p, i: _write(p, MANY, i + 1),
+        _row("write, up to 32 MiB of whole blocks", lambda p, i: _write(p, WIDE, i + 1),
              **ONLY_OPEN),
         _row("write of part of a block", lambda p, i: _write(p, np.s_[20:23, 0:5, 0:5], i),
              **ONLY_OPEN),

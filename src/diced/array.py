@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -233,7 +234,7 @@ class DicedArray(Handle):
                 view = target if chosen.flip is None else target[chosen.flip]
                 self._read(blocks, state, pending, chosen, view)
             except CorruptError:
-                self._repo._spec(spec)  # deleted and swept: that is the better answer
+                self._repo._check_there(spec)
                 raise
         if direct:
             return out
@@ -415,6 +416,7 @@ class DicedArray(Handle):
 
     def sessions(self) -> list[str]:
         """Return the ids of write sessions at this version that have not ended, oldest first."""
+        self._repo._spec(self._spec)  # deleted meanwhile?
         return sessions.sessions(self)
 
     def to_dask(self, index: Any = ..., chunks: Any = None) -> Any:
@@ -453,9 +455,13 @@ class DicedArray(Handle):
         repo, at = self._repo, self._at
         if at is not None and at[0] == repo._node_id and not at[1].lane.stale:
             if self._spec.versioned and repo._locked_id == at[0]:
+                if not checked and self._is_due():
+                    repo._spec(self._spec)
+                    self._looked = time.monotonic()
                 return at[1]
         else:
             at = None
+        self._looked = time.monotonic()
         lane = repo._lane(self._spec, checked)
         if at is not None and at[1].lane is lane:
             return at[1]

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 # Sections larger than this go to a COMMIT frame and the record only points there.
 INLINE_BODY = 48 * 1024
-# A commit whose frames are at most this much is one request: they ride behind the record. A block of
-# 64-cubed bytes that does not compress is a little more than 256 KiB.
+# A commit whose frames are at most this much is one request: they ride behind the record. A block
+# of 64-cubed bytes that does not compress is a little more than 256 KiB.
 RIDING_BYTES = 288 * 1024
 
 

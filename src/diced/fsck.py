@@ -13,17 +13,17 @@ from typing import Any
 from diced import keys, log, pool
 from diced.dag import LOCKED, LOCKING, Node
 from diced.errors import CorruptError, NotFoundError
-from diced.history import ARRAYS, COUNTERS, DEAD, NODES, TAGS, View
+from diced.history import SPACES, View
 from diced.home import Home
 from diced.lanecheck import LaneCheck, Scope, planned
 from diced.log import Record
+from diced.meta import DEAD, GONE, INFO, REPOS
 from diced.report import REBUILD, RESTORE, Problem, Progress, Report, obstacle
 from diced.segment import COMMIT
 from diced.session import BEGUN, OVER
 from diced.spec import ArraySpec
 from diced.state import Base
-from diced.store import DEAD as DEAD_REPOS
-from diced.store import INFO, REPOS, DicedStore
+from diced.store import DicedStore
 from diced.versioned import Lane
 from diced.walk import (
     UNREADABLE,
@@ -39,8 +39,7 @@ from diced.walk import (
 
 __all__ = ["Problem", "Report", "check"]
 
-REPO_SPACES = (NODES, ARRAYS, TAGS, COUNTERS, DEAD)
-STORE_SPACES = (REPOS, INFO, DEAD_REPOS)
+STORE_SPACES = (REPOS, INFO, DEAD, GONE)
 
 
 def check(
@@ -76,15 +75,17 @@ def check(
         if repo is None or names[repo_id] == repo:
             where = f"repo {names[repo_id]!r}"
             HomeCheck(store, keys.repo_home(repo_id), where, scope).repo()
-    unnamed = listed - names.keys() - {key.decode() for key in tables[DEAD_REPOS]}
+    unnamed = listed - names.keys() - {key.decode() for key in tables[DEAD]}
     for repo_id in sorted(unnamed if repo is None else ()):
         where = keys.repo_home(repo_id)
         if home.known:
             report.warning(
                 "orphan-home",
                 "store",
-                f"{where} belongs to no repo; sweep removes it"
-                " if its creation was given up, else a creation is under way",
+                f"{where} is what a late writer put where a deleted repo was; sweep removes it"
+                if repo_id.encode() in tables[GONE]
+                else f"{where} belongs to no repo; 'diced sweep --orphans' removes it,"
+                " and whoever creates one just now begins anew",
             )
         else:  # its record may be among the lost ones, so its content matters
             HomeCheck(store, where, where, scope).repo()
@@ -168,7 +169,7 @@ class HomeCheck(Scope):
 
     def repo(self) -> None:
         """Check a repo's home."""
-        tables = self.meta(REPO_SPACES)
+        tables = self.meta(SPACES)
         try:
             view = View(0, tables)
             nodes = view.dag.ordered()
@@ -336,7 +337,8 @@ class HomeCheck(Scope):
         if not self.known:
             return
         for lane_id in sorted({each for each, _ in self.lanes} - known - {keys.META_LANE}):
-            report.warning("orphan-lane", self.name, f"lane {lane_id} is of no array")
+            report.warning("orphan-lane", self.name, f"lane {lane_id} is of no array;"
+                           " 'diced sweep --orphans' removes it")  # fmt: skip
         spare = list(self.engine.list(keys.spares(prefix)))
         for kind, found in (("stray", self.strays), ("leftover", spare)):
             for key in found:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from diced.attrs import Attributes
-from diced.errors import LockedError
+from diced.errors import CorruptError, EngineError, LockedError, NotFoundError
 from diced.moment import moment
 from diced.spec import ArraySpec
 from diced.state import Prepare, State
@@ -34,12 +35,18 @@ def together(lane: bool = True) -> Callable[[Method[P, T]], Method[P, T]]:
             repo = self._repo
             if not repo.remote:
                 return method(self, *args, **kwargs)
-            with moment(repo._lanes_for(self._spec, lane)):
+            with moment(repo._lanes_for(self._spec, lane, self._is_due())):
                 return method(self, *args, **kwargs)
 
         return cast(Method[P, T], wrapped)
 
     return wrap
+
+
+# Seconds for which a handle at a locked version, where nothing can change, believes that its
+# array was not deleted; on a bucket so many times `max_age`. Looking takes half of a voxel's time.
+LOCKED_AGE = 1.0
+LOCKED_AGES = 10
 
 
 class Handle:
@@ -54,6 +61,15 @@ class Handle:
     def __init__(self, repo: DicedRepo, spec: ArraySpec):
         self._repo = repo
         self._spec = spec
+        self._looked = float("-inf")  # when the metadata were last asked whether it is there
+
+    def _is_due(self) -> bool:
+        """Tell whether a call is to ask the metadata whether the array is there."""
+        repo = self._repo
+        if not self._spec.versioned or repo._locked_id != repo._node_id:
+            return True
+        age = LOCKED_AGES * repo.store.engine.max_age if repo.remote else LOCKED_AGE
+        return time.monotonic() - self._looked >= age
 
     @property
     def name(self) -> str:
@@ -102,6 +118,17 @@ class Handle:
             lane.commit(prepare, op=operation, user=self._repo._history.user, state=state)
         except LockedError:
             raise LockedError(f"array {self.name!r}: {self._repo._locked_message()}") from None
+        except (CorruptError, EngineError):
+            self._repo._check_there(self._spec)
+            raise
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return self._repo.get_array, (self.name,)
+        return _reopen_array, (self._repo, self._spec.id, self.name)
+
+
+def _reopen_array(repo: DicedRepo, array_id: str, name: str) -> Any:
+    """Return a pickled handle's array; another one of its name is not it."""
+    array = repo.get_array(name)
+    if array._spec.id != array_id:
+        raise NotFoundError(f"array {name!r} was deleted, and another one created")
+    return array

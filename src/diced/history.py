@@ -30,7 +30,8 @@ from diced.spec import ArraySpec
 from diced.state import Base
 from diced.versioned import Lane
 
-NODES, ARRAYS, TAGS, COUNTERS, DEAD = 0, 1, 2, 3, 4
+NODES, ARRAYS, TAGS, COUNTERS, DEAD, GONE = 0, 1, 2, 3, 4, 5
+SPACES = (NODES, ARRAYS, TAGS, COUNTERS, DEAD, GONE)
 MAX_NAME = 1024
 MAX_KEPT = 2048  # lanes, and lock objects, that a process remembers per repo
 
@@ -61,7 +62,7 @@ def check_label(what: str, name: Any) -> str:
 class View:
     """One reading of a repo's metadata: everything in it is of the same record number."""
 
-    __slots__ = ("arrays", "by_name", "counters", "dag", "dead", "number")
+    __slots__ = ("arrays", "by_name", "counters", "dag", "dead", "gone", "number")
 
     def __init__(self, number: int, tables: Tables):
         self.number = number
@@ -73,6 +74,7 @@ class View:
         self.by_name = {spec.name: spec for spec in self.arrays.values()}
         self.counters = tables[COUNTERS]
         self.dead = {key.hex(): name for key, name in tables[DEAD].items()}
+        self.gone = {key.hex() for key in tables[GONE]}  # swept, which a late writer may not know
 
 
 class History:
@@ -94,7 +96,7 @@ class History:
     def renew(self) -> None:
         """Forget what was read: a rebuild replaces what otherwise never changes."""
         lane = Lane(self.home, keys.META_LANE, keys.NO_NODE, Base(), journal=False)
-        self.meta = Meta(lane, (NODES, ARRAYS, TAGS, COUNTERS, DEAD))
+        self.meta = Meta(lane, SPACES)
         self._view: View | None = None
         self._locks: dict[str, dict[str, Base]] = {}
         for old in list(self._lanes.values()):
@@ -228,14 +230,20 @@ class History:
         if view.dag.nodes[node_id].status != LOCKING:
             return
 
-        def end(spec: ArraySpec) -> tuple[str, dict[str, Any]]:
-            lane = self.lane(spec, node_id)
-            return spec.id, lane.fold(lane.lock(self.user)).fields()
+        def end(spec: ArraySpec) -> tuple[str, dict[str, Any]] | None:
+            try:
+                lane = self.lane(spec, node_id)
+                return spec.id, lane.fold(lane.lock(self.user)).fields()
+            except (CorruptError, NotFoundError):
+                self.meta.lane.probe()
+                if spec.id in self.view().arrays:
+                    raise
+                return None  # deleted and swept meanwhile
 
         ancestry = view.dag.ancestry(view.dag.nodes[node_id])
         shown = [each for each in view.arrays.values() if each.versioned and each.node in ancestry]
         threads = pool.LIMIT if self.home.engine.remote else 1
-        lanes = dict(pool.map_ordered(end, shown, threads))
+        lanes = dict(each for each in pool.map_ordered(end, shown, threads) if each is not None)
         key = keys.lock(self.home.prefix, node_id)
         txid = log.new_txid()
         head = {"txid": txid, "node": node_id, "lanes": lanes, "time": log.now(), "user": self.user}
@@ -326,15 +334,6 @@ class History:
 
         self._transact(edit, f"delete array {name}")
 
-    def sweep(self) -> int:
-        """Remove the logs of deleted arrays; safe to stop and repeat. Returns objects removed."""
-        removed = 0
-        for array_id in self.view().dead:
-            removed += remove_below(self.home.engine, f"{self.home.prefix}/lanes/{array_id}")
-            dead = (DEAD, bytes.fromhex(array_id), None)
-            self._transact(lambda _t, _n, dead=dead: [dead], "swept array")  # type: ignore[misc]
-        return removed
-
     def reserve(self, counter: str, count: int, first: int = 1) -> int:
         """Reserve `count` consecutive ids, unique over all versions, processes and hosts."""
         start = 0
@@ -417,6 +416,7 @@ def remove_below(engine: Engine, prefix: str) -> int:
     # Last records first: what is left of a log stays a log, where deletions are in order.
     found = list(engine.list(prefix))[::-1]
     pool.for_each(engine.delete, found, pool.LIMIT if engine.remote else 1)
+    engine.prune(prefix)
     return len(found)
 
 

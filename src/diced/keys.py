@@ -28,6 +28,7 @@ STORE_HOME = "store"
 META_LANE = "meta"
 NO_NODE = "0" * 16  # stands for the node in lanes that no version owns
 EPOCH = "e000000"
+SNAPSHOTS = EPOCH + ".snap"
 
 
 def new_id() -> str:
@@ -48,6 +49,16 @@ def repo_home(repo_id: str) -> str:
     return f"r/{repo_id}"
 
 
+def all_lanes(home: str) -> str:
+    """Return the prefix of all lanes of a home."""
+    return f"{home}/lanes"
+
+
+def lanes(home: str, lane_id: str) -> str:
+    """Return the prefix of one lane at all nodes."""
+    return f"{home}/lanes/{lane_id}"
+
+
 def lane(home: str, lane_id: str, node_id: str) -> str:
     """Return the prefix of one lane at one node."""
     return f"{home}/lanes/{lane_id}/{node_id}"
@@ -65,7 +76,7 @@ def record(lane_prefix: str, number: int) -> str:
 
 def snapshots(lane_prefix: str) -> str:
     """Return the prefix of a lane's snapshots."""
-    return f"{lane_prefix}/{EPOCH}.snap"
+    return f"{lane_prefix}/{SNAPSHOTS}"
 
 
 def snapshot(lane_prefix: str, number: int) -> str:

@@ -13,6 +13,9 @@ from diced import jsontext
 from diced.state import Change, State
 from diced.versioned import Lane
 
+# Tables of the store's lane; those of a repo's are in `diced.history`.
+REPOS, INFO, DEAD, GONE = 0, 1, 2, 3
+
 Table = dict[bytes, Any]
 Tables = dict[int, Table]
 # (space, key, new value or None to delete)

@@ -18,13 +18,14 @@ from typing import Any
 from diced import compose, index, keys, log, versioned
 from diced.dag import LOCKED, LOCKING, Node
 from diced.errors import CorruptError, NotFoundError, ReadOnlyError
-from diced.fsck import REPO_SPACES, STORE_SPACES
-from diced.history import View
+from diced.fsck import STORE_SPACES
+from diced.history import SPACES, View
 from diced.home import Home
 from diced.log import Pointer, Record
+from diced.meta import REPOS
 from diced.report import RESTORE, Progress, Report
 from diced.state import Base
-from diced.store import REPOS, DicedStore
+from diced.store import DicedStore
 from diced.versioned import Lane
 from diced.walk import (
     DAMAGE,
@@ -158,7 +159,7 @@ class _Rebuild:
 
     def repo(self) -> None:
         """Rebuild a repo's home: its metadata, then every node after its parents."""
-        tables = self.meta(REPO_SPACES)
+        tables = self.meta(SPACES)
         if tables is None:
             return
         view = View(0, tables)

@@ -91,7 +91,7 @@ class DicedRepo:
         return locked
 
     def _node(self) -> Node:
-        return self._history.view().dag.nodes[self._node_id]
+        return self._view().dag.nodes[self._node_id]
 
     # -- arrays ----------------------------------------------------------------------------
 
@@ -208,7 +208,7 @@ class DicedRepo:
         if name in (FILES, META):
             raise InvalidError(f"{name!r} belongs to the repo and cannot be deleted")
         self._history.delete_array(name)
-        self.store._sweep_later()
+        self.store._sweep_later(self._id)
 
     def list_instances(self, showhidden: bool = False) -> list[tuple[str, Any]]:
         """List the arrays of this version.
@@ -243,9 +243,7 @@ class DicedRepo:
             raise CorruptError(f"{META}/{RESTRICTIONS} is not a JSON list of names") from None
 
     def _visible(self) -> dict[str, ArraySpec]:
-        with moment(self._metadata() if self.remote else ()):
-            self.store._repo_fields(self._id)  # deleted meanwhile?
-            return self._history.visible(self._history.view(), self._node_id)
+        return self._history.visible(self._view(), self._node_id)
 
     def _array(self, spec: ArraySpec) -> Any:
         try:
@@ -315,11 +313,11 @@ class DicedRepo:
         """
         if not isinstance(uuid, str):
             raise InvalidError(f"a version is named by text; got {uuid!r}")
-        self._node_id = self._history.view().dag.resolve(uuid).id
+        self._node_id = self._view().dag.resolve(uuid).id
 
     def versions(self) -> list[VersionInfo]:
         """Return all versions in order of birth."""
-        dag = self._history.view().dag
+        dag = self._view().dag
         return [
             VersionInfo(node, tuple(dag.nodes[each].uuid for each in node.parents))
             for node in dag.ordered()
@@ -327,7 +325,7 @@ class DicedRepo:
 
     def branches(self) -> dict[str, str]:
         """Return the UUID of the newest version of each branch."""
-        return {name: node.uuid for name, node in self._history.view().dag.branches().items()}
+        return {name: node.uuid for name, node in self._view().dag.branches().items()}
 
     def tag(self, name: str, note: str = "") -> None:
         """Give the current version, which must be locked, a name of its own."""
@@ -338,7 +336,7 @@ class DicedRepo:
 
     def tags(self) -> dict[str, str]:
         """Return the UUID behind each tag."""
-        dag = self._history.view().dag
+        dag = self._view().dag
         return {tag: dag.nodes[node].uuid for tag, node in sorted(dag.tags.items())}
 
     @property
@@ -375,7 +373,7 @@ class DicedRepo:
 
         An open version is shown as ``(open node)``.
         """
-        dag = self._history.view().dag
+        dag = self._view().dag
         return [
             (node.uuid, OPEN_NODE if node.status == OPEN else node.note)
             for node in dag.lineage(dag.nodes[self._node_id])
@@ -387,6 +385,7 @@ class DicedRepo:
         Each is a dict of version, array, number, user, time, operation and box (two lists, first
         and last + 1 voxel, ZYX, or None).
         """
+        self._view()
         if array is not None:
             self.get_array(array)
         return self._history.operations(self._node_id, array)
@@ -431,20 +430,20 @@ class DicedRepo:
 
     def _lane(self, spec: ArraySpec, checked: bool = False) -> Lane:
         node_id = self._node_id
-        # At a locked version nothing can have changed; elsewhere the array may be gone.
-        if not checked and not (spec.versioned and self._locked_id == node_id):
+        if not checked:
             self._spec(spec)
-            self._is_locked(self._history.known(), node_id)
+            if self._locked_id != node_id:
+                self._is_locked(self._history.known(), node_id)
         try:
             return self._history.lane(spec, node_id)
         except CorruptError:
-            self._spec(spec)  # deleted and swept: that is the better answer
+            self._check_there(spec)
             raise
 
-    def _lanes_for(self, spec: ArraySpec, lane: bool) -> list[Lane]:
+    def _lanes_for(self, spec: ArraySpec, lane: bool, metadata: bool) -> list[Lane]:
         """Return the lanes that a call on an array may want to be newer, as far as known."""
         where = self._node_id if spec.versioned else NO_NODE
-        found = [] if spec.versioned and self._locked_id == where else self._metadata()
+        found = self._metadata() if metadata else []
         known = self._history.known_lane(spec, where) if lane else None
         return found if known is None else [*found, known]
 
@@ -458,6 +457,22 @@ class DicedRepo:
         if newest is None:
             raise NotFoundError(f"array {spec.name!r} was deleted")
         return newest
+
+    def _check_there(self, spec: ArraySpec) -> None:
+        """Raise NotFoundError if an array was deleted, however old an answer may be.
+
+        Where it was swept as well, that is a better answer than what is missing.
+        """
+        self.store._meta.lane.probe()
+        self.store._repo_fields(self._id)
+        self._history.meta.lane.probe()
+        self._spec(spec)
+
+    def _view(self) -> View:
+        """Return the newest metadata, or raise if the repo was deleted."""
+        with moment(self._metadata() if self.remote else ()):
+            self.store._repo_fields(self._id)
+            return self._history.view()
 
     def _check_writable(self, spec: ArraySpec | None = None) -> None:
         """Refuse what cannot be written: here at all, or to an array."""

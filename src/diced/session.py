@@ -99,6 +99,7 @@ class WriteSession:
         if not isinstance(session_id, str) or not _is_id(session_id):
             raise InvalidError(f"array {array.name!r}: {session_id!r} is no id of a write session")
         session = cls(array, session_id, "session", True)
+        session._array._repo._spec(session._array._spec)  # deleted meanwhile?
         engine = session._home.engine
         key = session._key(BEGUN)
         try:
@@ -119,6 +120,7 @@ class WriteSession:
 
     def parts(self) -> list[str]:
         """Return the names of the assignments that were stored so far, in order."""
+        self._array._repo._spec(self._array._spec)  # deleted meanwhile?
         prefix = keys.parts(self._prefix, self.id)
         found = (key[len(prefix) + 1 :] for key in self._home.engine.list(prefix))
         return [each for each in found if _is_id(each)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import weakref
 from typing import Any
 
@@ -23,17 +22,17 @@ from diced.errors import (
     UnsupportedError,
     near_matches,
 )
-from diced.history import History, check_name, remove_below
+from diced.history import History, check_name
 from diced.home import Home
-from diced.meta import Edits, Meta, Tables
+from diced.meta import DEAD, GONE, INFO, REPOS, Edits, Meta, Tables
 from diced.repo import FILES, META, DicedRepo
 from diced.state import Base
+from diced.sweep import Sweeper
 from diced.versioned import Lane
 
 FORMAT = 1
 FEATURES: frozenset[str] = frozenset()  # required features that this diced knows
 
-REPOS, INFO, DEAD = 0, 1, 2
 DURABILITIES = ("power", "process")
 
 
@@ -132,6 +131,7 @@ class DicedStore:
             raise
         self._home = Home(self.engine, keys.STORE_HOME, cache_bytes)
         self._histories: dict[str, History] = {}
+        self._sweeper = Sweeper(self)
         self.renew()
         # A damaged index must not keep a rebuild from opening the store; reads will raise.
         with contextlib.suppress(CorruptError):
@@ -141,7 +141,7 @@ class DicedStore:
     def renew(self) -> None:
         """Forget what was read: a rebuild replaces what otherwise never changes."""
         lane = Lane(self._home, keys.META_LANE, keys.NO_NODE, Base(), journal=False)
-        self._meta = Meta(lane, (REPOS, INFO, DEAD))
+        self._meta = Meta(lane, (REPOS, INFO, DEAD, GONE))
         for history in list(self._histories.values()):
             history.renew()
 
@@ -193,24 +193,37 @@ class DicedStore:
         check_name("repo", name)
         if name in self._names():
             raise AlreadyExistsError(f"a repo {name!r} exists already in {self.url}")
-        repo_id, uuid = keys.new_id(), keys.new_uuid()
-        history = self._history(repo_id)
-        hidden = [{"name": each, "kind": "keyvalue", "versioned": True} for each in (META, FILES)]
-        history.found(uuid, hidden)
         fields = {
-            "name": name, "uuid": uuid, "description": str(description),
+            "name": name, "uuid": keys.new_uuid(), "description": str(description),
             "created": log.now(), "user": self.user,
         }  # fmt: skip
+        while (found := self._create(fields)) is None:
+            pass  # a sweep of orphans took it for given up: every such sweep does so but once
+        return found
+
+    def _create(self, fields: dict[str, Any]) -> DicedRepo | None:
+        """Found a repo and enter its name; None if what was founded was swept before."""
+        name, repo_id = fields["name"], keys.new_id()
+        key = repo_id.encode()
+        history = self._history(repo_id)
+        hidden = [{"name": each, "kind": "keyvalue", "versioned": True} for each in (META, FILES)]
+        history.found(fields["uuid"], hidden)
+        taken = False
 
         def edit(tables: Tables, _number: int) -> Edits:
-            if any(each["name"] == name for each in tables[REPOS].values()):
-                # What was founded is unreachable; the sweep takes it.
-                return [(DEAD, repo_id.encode(), name)]
-            return [(REPOS, repo_id.encode(), fields)]
+            nonlocal taken
+            taken = any(each["name"] == name for each in tables[REPOS].values())
+            if key in tables[DEAD] or key in tables[GONE]:
+                return []
+            # What was founded is unreachable if the name is taken; the sweep takes it.
+            return [(DEAD, key, name) if taken else (REPOS, key, fields)]
 
         self._meta.transact(edit, op=f"create repo {name}", user=self.user)
-        if repo_id.encode() not in self._repos():
-            raise AlreadyExistsError(f"a repo {name!r} exists already in {self.url}")
+        if key not in self._repos():
+            self._histories.pop(repo_id, None)
+            if taken:
+                raise AlreadyExistsError(f"a repo {name!r} exists already in {self.url}")
+            return None
         return DicedRepo(self, repo_id, history, history.view().dag.root.id, False)
 
     def open_repo(
@@ -248,9 +261,10 @@ class DicedStore:
         else:
             repo_id, node_id = self._find(wanted, names)
         history = self._history(repo_id)
-        repo = DicedRepo(
-            self, repo_id, history, node_id, self.readonly if readonly is None else readonly
-        )
+        readonly = self.readonly if readonly is None else readonly
+        repo = DicedRepo(self, repo_id, history, node_id, readonly)
+        if not (readonly or self.readonly) and history.known().dead:
+            self._sweep_later(repo_id)
         if version is not None:
             repo.change_version(version)
         return repo
@@ -328,7 +342,7 @@ class DicedStore:
         """Delete a repo with all its versions. It is invisible at once; this cannot be undone.
 
         Its bytes are removed in the background, by this process or any later one that opens the
-        store for writing; `sweep` does it now.
+        store for writing; `sweep` does it now. NotFoundError: another process was faster.
         """
         self._check_writable()
         key = self._repo_id(name).encode()
@@ -344,30 +358,28 @@ class DicedStore:
             history.home.close()
         self._sweep_later()
 
-    def sweep(self) -> int:
-        """Remove what deleted repos and arrays left. Resumable. Returns objects removed."""
+    def sweep(self, orphans: bool = False) -> int:
+        """Remove what deleted repos and arrays left, and what writers put there since.
+
+        It may be stopped at any point and repeated, beside readers, writers and other sweeps.
+
+        Parameters
+        ----------
+        orphans : bool
+            Also what belongs to no repo or array at all, as of a creation that was given up. Not
+            where metadata were lost: then it is what is left of them.
+
+        Returns
+        -------
+        int
+            Objects that this store object removed, in the background too, since the last call.
+        """
         self._check_writable()
-        removed = 0
-        for key in list(self._meta.read()[1][DEAD]):
-            removed += remove_below(self.engine, keys.repo_home(key.decode()))
-            self._meta.transact(
-                lambda _tables, _number, key=key: [(DEAD, key, None)],  # type: ignore[misc]
-                op="swept repo",
-                user=self.user,
-            )
-        for repo_id in self._names().values():
-            removed += self._history(repo_id).sweep()
-        return removed
+        return self._sweeper.sweep(orphans)
 
-    def _sweep_later(self) -> None:
-        thread = threading.Thread(target=self._sweep_quietly, name="diced-sweep", daemon=True)
-        thread.start()
-
-    def _sweep_quietly(self) -> None:
-        try:
-            self.sweep()
-        except DicedException:
-            return  # closed, or refused: the next opening for writing goes on with it
+    def _sweep_later(self, repo_id: str = "") -> None:
+        """Sweep in the background: deleted repos, or deleted arrays of one repo."""
+        self._sweeper.later(repo_id)
 
     # -- information -----------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from diced.page import Page
 from diced.segment import CHECK, COMMIT, HEADER, MAGIC, MAX_KEY, Frame
 from diced.session import BEGUN, OVER
 from diced.state import Base, parse_box
+from diced.sweep import names_below
 from diced.versioned import Lane
 
 # What taking damaged bytes apart can raise: our own errors, and whatever a header that is sound
@@ -183,13 +184,7 @@ def _load(wanted: tuple[Lane, int]) -> Loaded:
 
 def repo_ids(engine: Engine) -> Iterator[str]:
     """Yield the ids of the repo homes that hold anything, without listing what they hold."""
-    prefix = keys.repo_home("")
-    key = next(iter(engine.list(prefix.rstrip("/"))), None)
-    while key is not None:
-        repo_id = key[len(prefix) :].split("/")[0]
-        yield repo_id
-        # A tilde sorts after every character of a key.
-        key = next(iter(engine.list(prefix.rstrip("/"), f"{prefix}{repo_id}/~")), None)
+    return names_below(engine, keys.repo_home("").rstrip("/"))
 
 
 class PageDamage(NamedTuple):

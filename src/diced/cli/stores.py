@@ -237,6 +237,8 @@ def _fields(data: dict[str, Any]) -> list[str]:
 
 
 def _delete(args: argparse.Namespace) -> int:
+    from diced.walk import plural
+
     with common.open_store(args, write=True) as store:
         repo = common.open_repo(args, store)
         what = f"repo {args.repo!r}" if args.array is None else f"array {args.array!r}"
@@ -250,7 +252,8 @@ def _delete(args: argparse.Namespace) -> int:
         else:
             repo.delete_array(args.array)
         removed = store.sweep()
-        common.show(args, {"deleted": what, "objects": removed}, f"deleted {what}")
+        text = f"deleted {what} and removed {plural(removed, 'objects')}"
+        common.show(args, {"deleted": what, "objects": removed}, text)
         return 0
 
 

@@ -45,6 +45,10 @@ def add_commands(commands: common.Commands) -> None:
         writes=True,
     )  # fmt: skip
     common.add_store(parser)
+    parser.add_argument(
+        "--orphans", action="store_true",
+        help="also what belongs to no repo or array at all; not where metadata were lost",
+    )  # fmt: skip
 
 
 def _fsck(args: argparse.Namespace) -> int:
@@ -134,5 +138,5 @@ def _du_lines(args: argparse.Namespace, data: dict[str, Any]) -> list[str]:
 
 def _sweep(args: argparse.Namespace) -> None:
     with common.open_store(args, write=True) as store:
-        removed = store.sweep()
+        removed = store.sweep(args.orphans)
     common.show(args, {"objects": removed}, f"removed {plural(removed, 'objects')}")

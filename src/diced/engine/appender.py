@@ -206,10 +206,13 @@ class BufferedAppender(Appender):
         self._parts.clear()
 
     def held(self, start: int, length: int) -> bytes | None:
-        with self._lock:
-            if self.durable or self.closed:
-                return None
+        if self._pid != os.getpid():  # its lock may have been held when the process forked
             parts = sorted(self._parts.items())
+        else:
+            with self._lock:
+                if self.durable or self.closed:
+                    return None
+                parts = sorted(self._parts.items())
         found = []
         for at, pieces in parts:
             for piece in pieces:

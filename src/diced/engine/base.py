@@ -245,6 +245,9 @@ class Engine(ABC):
     def delete(self, key: str) -> None:
         """Remove an object; nothing happens if it is gone.  A power cut may bring it back."""
 
+    def prune(self, prefix: str) -> None:  # noqa: B027 - without directories nothing is left
+        """Remove what deleted objects leave below a prefix that is not an object: directories."""
+
     @abstractmethod
     def appender(self, prefix: str, suffix: str = "") -> Appender:
         """Create a growing object under a fresh key (as `put_unique`), private to this process."""
