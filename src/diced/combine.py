@@ -16,7 +16,6 @@ in a record of its own for a turn, and others hold back what would touch those k
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import random
 import threading
@@ -30,7 +29,7 @@ from diced.errors import CorruptError, DicedException, NotFoundError
 from diced.log import Reads, Record
 from diced.proposal import MOST_KEYS, REFUSED, Joint, Part, joined, parts_of, proposal
 from diced.segment import sync_all
-from diced.state import Prepare, State, Touched
+from diced.state import Prepare, State, Touched, hits
 from diced.tidy import delete_later
 
 if TYPE_CHECKING:
@@ -53,6 +52,8 @@ LEAST_HOLD = 0.25
 CROWD = 4
 TERM = 64
 ROUND = 5.0
+# Of records put quickly one after the other, every such one is followed by a look for proposals.
+LOOK = 8
 # Of a request, what lies between two looks for the next record.
 POLL = 1.0
 # Durations of a request after which a writer that was to gather is taken for dead.
@@ -80,6 +81,7 @@ class Combiner:
         self._request = 0.02  # seconds, a running mean
         self._proposals: dict[str, list[Part]] = {}  # what was gathered before, by key
         self._asked: dict[str, tuple[float, Reads]] = {}  # until when, and for what
+        self._alone_since: list[float] = []  # when records were put without looking around
         self._stamps: list[float] = []  # seconds of the day when the newest records were made
         self._decided: set[str] = set()  # keys of proposals that need no one any more
         self.renew_lock()
@@ -88,13 +90,16 @@ class Combiner:
         """Make the lock anew: at birth and after a fork."""
         self.turn = threading.Lock()
         self._serving = False
-        self._waiting: list[Part] = []
+        self._waiting: dict[str, Part] = {}
 
     def note(self, number: int, record: Record) -> None:
         """Be told of every record that the lane takes in."""
         heads = record.commits()
         for head in heads:
             self._outcomes[head["txid"]] = number
+            part = self._waiting.get(head["txid"])
+            if part is not None:  # however many outcomes come before it is looked at
+                part.landed = number
             self._asked.pop(head.get("after", ""), None)
         if "ask" in record.head:
             until = time.monotonic() + max(LEAST_HOLD, PATIENCE * self._request)
@@ -123,7 +128,7 @@ class Combiner:
             if frames is not None:
                 sync_all(frames.segments)
             part = Part(record, data)
-            self._waiting.append(part)
+            self._waiting[part.txid] = part
             try:
                 while part.outcome is None:
                     if self._serving and not part.alone:
@@ -133,8 +138,7 @@ class Combiner:
                         while part.outcome is None:  # else another thread has done it
                             self._round()
             finally:
-                with contextlib.suppress(ValueError):
-                    self._waiting.remove(part)
+                self._waiting.pop(part.txid, None)
             if isinstance(part.outcome, DicedException):
                 raise part.outcome
             if part.outcome != REFUSED:
@@ -151,7 +155,7 @@ class Combiner:
 
     def _round(self) -> None:
         """Try once to commit what waits; a lost race may decide all, some or none of it."""
-        parts = [part for part in list(self._waiting) if part.outcome is None]
+        parts = [part for part in list(self._waiting.values()) if part.outcome is None]
         parts = [part for part in parts if part.alone][:1] or parts
         try:
             free = [part for part in parts if not self._is_held(part)]
@@ -224,7 +228,21 @@ class Combiner:
         """Put all that can go into the next record; False after a lost race."""
         state = self._settle_known(parts)
         mine = Joint(parts).parts
-        return not mine or self._put(state, *self._joined(state, mine), mine)
+        if not mine:
+            return True
+        won = self._put(state, *self._joined(state, mine), mine)
+        self._look_around()
+        return won
+
+    def _look_around(self) -> None:
+        """See now and then whether others wait, who lose all races to one that never pauses."""
+        self._alone_since = [*self._alone_since[1 - LOOK :], time.monotonic()]
+        quick = self._alone_since[-1] - self._alone_since[0] < LOOK * BUSY * self._request
+        if len(self._alone_since) == LOOK and quick:
+            prefix = keys.proposals(self._lane.log.prefix)
+            if next(iter(self._lane.home.engine.list(prefix)), None) is not None:
+                self._contended = time.monotonic() + CONTENDED
+            self._alone_since = []
 
     def _settle_known(self, parts: Sequence[Part]) -> State:
         """Decide parts as far as the known state tells, and return it."""
@@ -235,8 +253,12 @@ class Combiner:
                 continue
             self._decide(part, state.number)
             if part.outcome is None:
-                reads = None if "whole" in part.record.head else part.record.reads
-                if lane.touched(reads, part.record.head["base"], state) != {}:
+                whole = "whole" in part.record.head
+                reads = None if whole else part.record.reads
+                touched = lane.touched(reads, part.record.head["base"], state)
+                if touched is None and part.since is not None and not whole:
+                    self._look_back(part, state.number)
+                elif touched != {}:
                     self._refuse(part, state.number)
             if not part.outcome:  # undecided, or to be made anew
                 try:
@@ -247,7 +269,7 @@ class Combiner:
 
     def _decide(self, part: Part, last: int) -> None:
         """Decide a part if the records that were read, the `last` of them at most, name it."""
-        outcome = self._outcomes.get(part.txid)
+        outcome = part.landed or self._outcomes.get(part.txid)
         if outcome == REFUSED:
             self._refuse(part, last)
         elif outcome is not None:
@@ -265,9 +287,24 @@ class Combiner:
             numbers = range(part.since + 1, last + 1)
             for number, record in zip(numbers, log_.read_many(numbers), strict=True):
                 self.note(number, record)
-        outcome = self._outcomes.get(part.txid, REFUSED)
-        part.outcome = outcome
+        part.outcome = outcome = part.landed or self._outcomes.get(part.txid, REFUSED)
         self._lane.least = max(self._lane.least, outcome or last)
+
+    def _look_back(self, part: Part, last: int) -> None:
+        """Decide a part that was sent, by records that this process passed over.
+
+        That these are not known is no reason to make it anew: they are to others, who may take
+        the proposal that is still there.
+        """
+        lane = self._lane
+        numbers = range(part.record.head["base"] + 1, last + 1)
+        touched = False
+        for number, record in zip(numbers, lane.log.read_many(numbers), strict=True):
+            self.note(number, record)
+            touched = touched or bool(hits(part.record.reads, [lane.whole(record).delta]))
+        if part.landed or touched:
+            part.outcome = part.landed or REFUSED
+            lane.least = max(lane.least, last)
 
     def _joined(
         self, state: State, parts: list[Part], void: Sequence[str] = (), gathered: int = 0
@@ -431,8 +468,9 @@ class Combiner:
         try:
             for _ in range(TERM):
                 with self.turn:
-                    self._settle_known(self._waiting)
-                    mine = Joint(self._waiting).parts
+                    waiting = list(self._waiting.values())
+                    self._settle_known(waiting)
+                    mine = Joint(waiting).parts
                     number = self._lane.known().number
                     if self._gather(mine, number, "", 0) == number:
                         return

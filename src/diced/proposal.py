@@ -35,12 +35,14 @@ class Part:
         It goes into a record of its own: it is large, or depends on all that its lane holds.
     outcome : int or DicedException or None
         The number of the record that holds it; REFUSED if it must be made anew; an error.
+    landed : int
+        The number of the record that was seen to hold it, or 0.
     since : int or None
         The last record that was known when this was first sent to where others may have taken
         it, or nobody knows: later ones may hold it.
     """
 
-    __slots__ = ("alone", "data", "outcome", "record", "since")
+    __slots__ = ("alone", "data", "landed", "outcome", "record", "since")
 
     def __init__(self, record: Record, data: bytes):
         self.record = record
@@ -52,6 +54,7 @@ class Part:
             or delta_size(record.delta) > MOST_KEYS // 4
         )
         self.outcome: int | DicedException | None = None
+        self.landed = 0
         self.since: int | None = None
 
     def meets(self, names: Reads) -> bool:

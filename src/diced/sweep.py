@@ -278,7 +278,7 @@ def _deltas(
         body = record.head.get("body")
         if body is not None:
             bodies[body[0]] = None
-        yield lane._whole(record).delta
+        yield lane.whole(record).delta
     elif kind == "pend":
         for part in parts_of(engine.get(key), key):
             yield part.record.delta

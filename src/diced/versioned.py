@@ -173,7 +173,7 @@ class Lane:
                 if found is None:
                     return state
                 if not state.locked:
-                    self._state = state = self._fold_in(state, state.number + 1, self._whole(found))
+                    self._state = state = self._fold_in(state, state.number + 1, self.whole(found))
         tail = self.log.tail(state.number)
         if tail - state.number > 4 * self._snapshot_records:
             state = self._open(state)  # far behind: the newest snapshot is nearer
@@ -183,7 +183,7 @@ class Lane:
         for number, record in zip(numbers, self.log.read_many(numbers), strict=True):
             if state.locked:
                 raise CorruptError(f"{self.log.prefix}: a record follows the lock")
-            self._state = state = self._fold_in(state, number, self._whole(record))
+            self._state = state = self._fold_in(state, number, self.whole(record))
         behind = state.number - self._snapshot_number > 2 * self._snapshot_records
         limit = self._rebase_size + 2 * SNAPSHOT_GROWTH * SNAPSHOT_ENTRIES
         if len(state.overlay) > limit or (behind and state.number >= self._rebase_due):
@@ -210,7 +210,7 @@ class Lane:
             if record is None and number > last:
                 return state
             record = self.log.read(number) if record is None else record
-            self._state = state = self._fold_in(state, number, self._whole(record))
+            self._state = state = self._fold_in(state, number, self.whole(record))
         return self._catch_up()
 
     def begin(self, began: float) -> None:
@@ -249,7 +249,7 @@ class Lane:
         overlay = Overlay()
         for each in range(number + 1, state.number + 1):
             delta = self._recent.get(each)
-            overlay.add(each, self._whole(self.log.read(each)).delta if delta is None else delta)
+            overlay.add(each, self.whole(self.log.read(each)).delta if delta is None else delta)
         roots = Base.parse(snapshot.head).roots
         state = State(state.number, roots, overlay, state.box, state.locked)
         folded = snapshot.head.get("entries", 0)
@@ -257,7 +257,7 @@ class Lane:
         self._snapshot_number, self._txids, self._folded, self._state = number, txids, folded, state
         return state
 
-    def _whole(self, record: Record) -> Record:
+    def whole(self, record: Record) -> Record:
         """Return a record with its sections, fetched from the COMMIT frame if they are there."""
         body = record.head.get("body")
         if body is None:
@@ -350,7 +350,7 @@ class Lane:
     def whole_records(self) -> Iterator[tuple[int, Record]]:
         """Yield every record with its sections."""
         for number, record in self.records():
-            yield number, self._whole(record)
+            yield number, self.whole(record)
 
     # -- writing ---------------------------------------------------------------------------
 
@@ -428,10 +428,14 @@ class Lane:
 
     def _snapshot_due(self, state: State) -> bool:
         since = state.number - self._snapshot_number
-        return state.number >= self._snapshot_backoff and (
-            since >= self._snapshot_records
-            or len(state.overlay)
-            >= min(max(SNAPSHOT_ENTRIES, self._folded), SNAPSHOT_GROWTH * SNAPSHOT_ENTRIES)
+        return (
+            not state.locked
+            and state.number >= self._snapshot_backoff
+            and (
+                since >= self._snapshot_records
+                or len(state.overlay)
+                >= min(max(SNAPSHOT_ENTRIES, self._folded), SNAPSHOT_GROWTH * SNAPSHOT_ENTRIES)
+            )
         )
 
     def _snapshot(self, state: State) -> None:

@@ -156,7 +156,7 @@ class Loaded(NamedTuple):
         body = self.record.head.get("body")
         if body is None or self.record.delta:
             return self.record
-        return lane._whole(self.record)
+        return lane.whole(self.record)
 
 
 def load_records(engine: Engine, wanted: Iterable[tuple[Lane, int]]) -> Iterator[Loaded]:
@@ -176,7 +176,7 @@ def _load(wanted: tuple[Lane, int]) -> Loaded:
         record.frames = b""
         body = record.head.get("body")
         if body is not None and body[2] <= BODY_AHEAD:
-            lane._whole(record)
+            lane.whole(record)
         return Loaded(record, size, None)
     except UNREADABLE as error:
         return Loaded(None, 0, error)
