@@ -114,6 +114,16 @@ def test_chunks_are_whole_blocks() -> None:
 
 
 @pytest.mark.parametrize(
+    "size", ["1e400 MiB", "inf KiB", "nan KiB", "0 MiB", "-1 MiB", "1e-4 KiB", "KiB"]
+)
+def test_sizes_of_chunks_are_checked(size: str) -> None:
+    array = start()
+    array[0:9, 0:9, 0:9] = 1
+    with pytest.raises(InvalidError, match=re.escape(repr(size))):
+        array.to_dask(chunks=size)
+
+
+@pytest.mark.parametrize(
     "options",
     [
         {"dtype": "uint8"},
@@ -260,6 +270,14 @@ def test_what_cannot_be_stored() -> None:
         array.from_dask(da.full((9, 9, 9), 0.5, chunks=4), scheduler="threads")
     assert operations(array) == array.sessions() == []
     array.from_dask(da.ones((0, 3, 3)))
+
+
+@pytest.mark.parametrize("option", ["compute", "lock", "regions", "return_stored"])
+def test_options_that_are_not_handed_on(option: str) -> None:
+    array = start()
+    with pytest.raises(InvalidError, match=repr(option)):
+        array.from_dask(da.ones((3, 3, 3)), **{option: False})
+    assert operations(array) == array.sessions() == []
 
 
 def test_one_array_into_another() -> None:

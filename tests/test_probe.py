@@ -124,6 +124,22 @@ def test_a_running_probe_is_not_swept(tmp_path):
         assert list(engine.list("")) == ["probe-tmp/x/begin", "probe-tmp/y/begin"]
 
 
+@pytest.mark.parametrize("factor", [1e-3, 1, 160, 1e4])
+def test_numbers_are_printed_without_exponents(tmp_path, capsys, factor):
+    assert main(["probe", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    spans = {"fresh_s": 1.6e-3, "listed_s": 0.5, "deleted_s": 0.2, "create_ms": 1.0,
+             "clock_s": -1.2, "clock_error_s": 0.3}  # fmt: skip
+    with open_engine(str(tmp_path)) as engine:
+        findings.save(engine, {**found, **{key: value * factor for key, value in spans.items()}})
+    assert main(["probe", str(tmp_path), "--show"]) == 0
+    printed = capsys.readouterr().out
+    assert "e+" not in printed and "e-0" not in printed
+    if factor == 160:
+        assert "within 256 ms" in printed and "creating a key takes 160 ms" in printed
+        assert "after 80 s" in printed and "-192.0 s" in printed and "+- 48.0 s" in printed
+
+
 # ---- places with faults, by two threads
 
 

@@ -31,6 +31,7 @@ from diced import (
 from diced.engine import memory
 from diced.errors import CorruptError, EngineError
 from diced.session import OVER, WriteSession
+from diced.spec import MAX_TEXT
 from diced.usage import usage
 
 BLOCK = (8, 8, 8)
@@ -300,6 +301,84 @@ def test_a_session_that_ends_while_a_part_is_stored(
     assert (seen == wanted).all()
 
 
+def leave_a_late_part(session: WriteSession, end: str) -> None:
+    """Store a part after the end, by a worker that is killed before it asks whether it is late."""
+    worker = pickle.loads(pickle.dumps(session))
+    going_on = WriteSession._check_going_on
+    asked = []
+
+    def ask(self: WriteSession) -> None:
+        asked.append(self)
+        if len(asked) == 2:
+            raise SystemExit
+        going_on(self)
+        getattr(session, end)()
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(WriteSession, "_check_going_on", ask)
+        with pytest.raises(SystemExit):
+            worker[0:9, 0:9, 20:30] = 2
+    assert len(session.parts()) == 1
+
+
+@pytest.mark.parametrize("end", ["commit", "discard"])
+@pytest.mark.parametrize("then", ["commit", "discard"])
+def test_a_part_of_a_killed_late_worker_is_removed(location: str, end: str, then: str) -> None:
+    array = start(location)
+    session = array.session()
+    session[0:9, 0:9, 0:9] = 1
+    leave_a_late_part(session, end)
+    assert array.sessions() == []
+    again = array.session(resume=session.id)
+    if end == then:
+        getattr(again, then)()
+    else:
+        with pytest.raises(InvalidError, match="published" if end == "commit" else "discarded"):
+            getattr(again, then)()
+    assert session.parts() == []
+    with pytest.raises(NotFoundError):
+        array.session(resume=session.id)
+    assert array[0, 0, 0] == (end == "commit")
+    assert array[0, 0, 25] == 0
+
+
+def test_late_parts_go_with_the_marks_of_old_sessions(
+    location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = start(location)
+    waiting = array.session()
+    waiting[0:9, 0, 0] = 5
+    for end in ("commit", "discard"):
+        session = array.session()
+        session[0:9, 0:9, 0:9] = 1
+        leave_a_late_part(session, end)
+    array.session().discard()
+    assert len(session.parts()) == 1
+    monkeypatch.setattr("diced.session.KEEP_SECONDS", -3600)
+    array.session().discard()
+    engine = array._repo.store.engine
+    left = {key.split("/join/")[1].split("/")[0] for key in engine.list("") if "/join/" in key}
+    assert left == {waiting.id}
+    assert array.sessions() == [waiting.id]
+    waiting.commit()
+    assert array[8, 0, 0] == 5
+
+
+@pytest.mark.parametrize("end", ["commit", "discard"])
+def test_fsck_tells_what_a_session_left_over(tmp_path: Path, end: str) -> None:
+    array = start(str(tmp_path / "store"))
+    session = array.session()
+    session[0:9, 0:9, 0:9] = 1
+    leave_a_late_part(session, end)
+    report = fsck.check(array._repo.store, full=True)
+    assert report.ok
+    (found,) = [each for each in report.problems if "left over" in each.message]
+    assert found.kind == "leftover" and session.id in found.message
+    getattr(array.session(resume=session.id), end)()
+    report = fsck.check(array._repo.store, full=True)
+    assert not [each for each in report.problems if each.kind in ("leftover", "session")]
+
+
 def test_a_lock_meanwhile(location: str) -> None:
     array = start(location)
     repo = array._repo
@@ -347,6 +426,68 @@ def test_only_who_began_enters(location: str) -> None:
             worker.__enter__()
         worker[0, 0, 0] = 5
     assert array[0, 0, 0] == 5
+
+
+def test_a_session_is_entered_once(location: str) -> None:
+    array = start(location)
+    with array.session() as session:
+        with pytest.raises(InvalidError, match="entered already"), session:
+            pass
+        session[0, 0, 0] = 5
+    assert array[0, 0, 0] == 5
+    with pytest.raises(InvalidError, match="was published"), session:
+        pass
+    discarded = array.session()
+    discarded.discard()
+    with pytest.raises(InvalidError, match="was discarded"), discarded:
+        pass
+
+
+def test_a_session_whose_commit_failed_is_entered_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    array = start("memory://")
+    session = array.session()
+
+    def fail(*_arguments: Any) -> None:
+        raise EngineError("no network")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DicedArray, "_commit", fail)
+        with pytest.raises(EngineError), session:
+            session[0:9, 0, 0] = 1
+    with session:
+        pass
+    assert array[8, 0, 0] == 1
+
+
+@pytest.mark.parametrize(
+    "operation", [5, None, ["x"], b"bytes", "\ud800", "x" * (MAX_TEXT + 1)], ids=repr
+)
+def test_the_operation_is_text(operation: Any) -> None:
+    array = start("memory://")
+    files = array._repo.files
+    with pytest.raises(InvalidError, match="operation"):
+        array.session(operation)
+    with pytest.raises(InvalidError, match="operation"), array.batch(operation):
+        array[0, 0, 0] = 1
+    with pytest.raises(InvalidError, match="operation"):
+        files.put_many({"a": b""}, operation=operation)
+    with pytest.raises(InvalidError, match="operation"):
+        files.delete_many(["a"], operation=operation)
+    assert operations(array) == array.sessions() == list(files) == []
+    assert array.bounds is None
+
+
+def test_the_longest_operation() -> None:
+    array = start("memory://")
+    text = "\u00e9" * MAX_TEXT
+    with array.batch(text):
+        array[0, 0, 0] = 1
+    with array.session(text) as session:
+        session[0, 0, 0] = 2
+    assert operations(array) == [text] * 2
+    array._repo.files["k" * 4096] = b"a key as long as can be is part of its operation"
+    with pytest.raises(InvalidError, match="a key"):
+        array._repo.files["\ud800"] = b""
 
 
 # -- resuming ------------------------------------------------------------------------------

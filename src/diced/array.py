@@ -21,7 +21,7 @@ from diced.errors import CorruptError, InvalidError
 from diced.handle import Handle, together
 from diced.pending import Assignment, Pending
 from diced.session import WriteSession
-from diced.spec import ArraySpec, array_fields, as_values
+from diced.spec import ArraySpec, array_fields, as_values, check_text
 
 if TYPE_CHECKING:
     from diced.repo import DicedRepo
@@ -343,11 +343,15 @@ class DicedArray(Handle):
         """
         if getattr(self._batch, "pending", None) is not None:
             raise InvalidError(f"array {self.name!r}: batches do not nest")
+        check_text(f"array {self.name!r}: the operation", operation)
         pending = Pending(self._writable(), keep=True)
         self._batch.pending = pending
         self._batches.add(pending)
         try:
             yield self
+        except BaseException:
+            pending.discard()
+            raise
         finally:
             self._batch.pending = None
             self._batches.discard(pending)

@@ -54,6 +54,8 @@ TERM = 64
 ROUND = 5.0
 # Of records put quickly one after the other, every such one is followed by a look for proposals.
 LOOK = 8
+# Seconds that a request is taken to last at most.
+SLOWEST = 1.0
 # Of a request, what lies between two looks for the next record.
 POLL = 1.0
 # Durations of a request after which a writer that was to gather is taken for dead.
@@ -321,7 +323,9 @@ class Combiner:
         for part in unsent:
             part.since = state.number  # an error or interrupt leaves open what became of it
         won = self._lane.log.put(number, data, record.head["txid"])
-        self._request += (time.monotonic() - began - self._request) / 4
+        # One answer that took long, by retries say, must not slow down what follows.
+        took = min(time.monotonic() - began, 4 * self._request, SLOWEST)
+        self._request += (took - self._request) / 4
         if won:
             self._lane.checked = max(self._lane.checked, began)  # nobody was before it
             held = {head["txid"] for head in record.commits()}
@@ -450,6 +454,9 @@ class Combiner:
         if mine and gathered == 1 and not void:
             self._contended = float("-inf")  # nobody else is here any more
         won = self._put(state, *self._joined(state, live.parts, void, gathered), mine)
+        self._proposals = {
+            key: each for key, each in self._proposals.items() if self._outcome_of(key) is None
+        }
         if won and gathered >= CROWD:
             self._serve_later()
         return max(number + 1, lane.known().number)  # lost or won, the next one is there

@@ -45,13 +45,17 @@ def compose(
     if remote and change.reads is None:
         head["whole"] = True
     frames = change.frames
-    riding = frames.riding(RIDING_BYTES) if remote and frames is not None else None
+    # Far from the last number that a pointer can name: others may come first.
+    rides = remote and frames is not None and state.number < log.LAST_RIDDEN - 2**20
+    riding = frames.riding(RIDING_BYTES) if rides and frames is not None else None
     if riding is not None:
         delta = _ride(change.delta, riding[0])
         record = Record(log.DATA, dict(head), delta, change.reads, riding[1])
         body = record.encode()
         if record.size <= INLINE_BODY:
             return record, body, None
+    if remote and frames is not None and frames.segments:
+        head["own"] = frames.own()
     record = Record(log.DATA, head, change.delta, change.reads)
     data = body = record.encode()
     stored = frames is not None and len(frames.segments) > 0

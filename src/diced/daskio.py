@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 # a task is worth its overhead, small enough that a worker holds several.
 CHUNK_BYTES = 128 * 2**20
 
+# Of `dask.array.store`, given here or without a meaning here.
+FIXED = ("compute", "load_stored", "lock", "regions", "return_stored", "sources", "targets")
+
 
 class Window:
     """A box of an array as dask sees arrays: counted from 0, of one shape.
@@ -143,10 +146,13 @@ def _size(text: str) -> int:
     for unit, factor in (("kib", 2**10), ("mib", 2**20), ("gib", 2**30)):
         if number.endswith(unit):
             try:
-                return int(float(number.removesuffix(unit)) * factor)
-            except ValueError:
+                size = int(float(number.removesuffix(unit)) * factor)
+            except (ValueError, OverflowError):
                 break
-    raise InvalidError(f"the size of chunks is a number of KiB, MiB or GiB; got {text!r}")
+            if size < 1:
+                break
+            return size
+    raise InvalidError(f"the size of chunks is a positive number of KiB, MiB or GiB; got {text!r}")
 
 
 # -- storing -------------------------------------------------------------------------------
@@ -178,6 +184,12 @@ def store(
     array = session.array
     spec = array._spec
     what = f"array {spec.name!r}"
+    for each in FIXED:
+        if each in compute:
+            raise InvalidError(
+                f"{what}: the option {each!r} cannot be given; dask arrays are stored without a"
+                " lock, and when the call returns"
+            )
     if not isinstance(source, dask.Array):
         raise InvalidError(f"{what}: a dask array is stored; got {type(source).__name__}")
     if source.ndim != array.ndim:

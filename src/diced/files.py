@@ -14,6 +14,7 @@ from diced.errors import CorruptError, InvalidError, NotFoundError, near_matches
 from diced.handle import Handle, together
 from diced.log import Entry
 from diced.segment import MAX_KEY, VALUE, Frames, frame_header
+from diced.spec import MAX_TEXT, check_text
 from diced.state import Change, State
 from diced.versioned import Lane
 
@@ -130,7 +131,8 @@ class KeyValueArray(Handle):
     # -- writing ---------------------------------------------------------------------------
 
     def __setitem__(self, key: str, value: bytes | str) -> None:
-        self.put_many({key: value}, operation=f"put {key}")
+        self._key(key)  # what is wrong with it is not said of the operation
+        self.put_many({key: value}, operation=f"put {key}"[:MAX_TEXT])
 
     @together(lane=False)
     def put_many(self, values: Mapping[str, bytes | str], *, operation: str = "put") -> None:
@@ -138,6 +140,7 @@ class KeyValueArray(Handle):
         self._repo._check_writable(self._spec)
         if not isinstance(values, Mapping):
             raise InvalidError(f"put_many takes a mapping; got {type(values).__name__}")
+        check_text(f"{self.name!r}: the operation", operation)
         lane = self._lane()
         delta: dict[bytes, Entry | None] = {}
         frames = lane.home.frames()
@@ -164,7 +167,9 @@ class KeyValueArray(Handle):
         self._repo._check_writable(self._spec)
         if isinstance(names, str):
             raise InvalidError(f"delete_many takes a list of names; got {names!r}")
-        self._put(self._lane(), {self._key(name): None for name in names}, None, operation)
+        delta: dict[bytes, Entry | None] = {self._key(name): None for name in names}
+        check_text(f"{self.name!r}: the operation", operation)
+        self._put(self._lane(), delta, None, operation)
 
     def _put(
         self, lane: Lane, delta: dict[bytes, Entry | None], frames: Frames | None, operation: str

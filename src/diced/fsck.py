@@ -301,6 +301,15 @@ class HomeCheck(Scope):
         checking.flush()
         if gone == len(wanted):
             return
+        if OVER in names and BEGUN not in names:
+            self.report.warning(
+                "leftover",
+                checking.where,
+                f"{plural(len(parts), 'assignments')} left over from a write session that is over;"
+                f" harmless: array.session(resume={session!r}).discard() at this version removes"
+                " them",
+            )
+            return
         able = "discards it" if node is not None and node.locked else "commits or discards it"
         self.report.warning(
             "session",

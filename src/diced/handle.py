@@ -128,6 +128,9 @@ class Handle:
 
 def _reopen_array(repo: DicedRepo, array_id: str, name: str) -> Any:
     """Return a pickled handle's array; another one of its name is not it."""
+    known = repo._history.view().by_name.get(name)
+    if known is None or known.id != array_id:
+        repo._history.meta.lane.probe()  # it may be newer than what this process knows
     array = repo.get_array(name)
     if array._spec.id != array_id:
         raise NotFoundError(f"array {name!r} was deleted, and another one created")

@@ -17,7 +17,7 @@ from typing import Any
 from diced import jsontext, keys, pool
 from diced._crc32c import crc32c
 from diced.engine.base import Engine, Staged
-from diced.errors import CorruptError, NotFoundError, UnsupportedError
+from diced.errors import CorruptError, InvalidError, NotFoundError, UnsupportedError
 from diced.page import decode_page, encode_page
 
 RECORD = struct.Struct("<4sBBHI")  # magic, version, type, sections, header length
@@ -46,6 +46,7 @@ SECTION_BYTES = 4 * 2**20
 RIDES = 1 << 47
 RIDE_BITS = 23
 MAX_RIDING = 1 << RIDE_BITS  # bytes of a record's object
+LAST_RIDDEN = (1 << 47 - RIDE_BITS) - 1  # the last record that frames can ride behind
 # What is read first of a record on an engine where another request costs more than some bytes.
 PEEK_BYTES = 32 * 1024
 
@@ -115,6 +116,8 @@ class Record:
         """Make pointers to the frames behind this record good for anywhere, now it has a number."""
         if not self.head.get("frames"):
             return
+        if number > LAST_RIDDEN:
+            raise InvalidError(f"frames cannot ride behind record {number}, past {LAST_RIDDEN}")
         node, start = int(node_id, 16), RIDES | number << RIDE_BITS
         for changes in self.delta.values():
             for key, entry in changes.items():

@@ -190,6 +190,10 @@ class Pending:
         self._encoder.merges(merges, self._whole)
         self._parts.update({key: each for key, each in parts.items() if key not in whole})
 
+    def discard(self) -> None:
+        """Let go of everything: this will never be committed."""
+        self._encoder.frames.discard()
+
     def overlay(self, lo: Sequence[int], hi: Sequence[int], out: np.ndarray) -> None:
         """Write what is pending inside a box over `out`, so that a batch reads its own writes."""
         self._encode_late()

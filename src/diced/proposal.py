@@ -19,7 +19,7 @@ MOST_RIDING = 4 * 2**20
 
 REFUSED = 0
 # What a combined record keeps of each commit in it.
-KEPT = ("txid", "base", "user", "time", "op", "box", "after")
+KEPT = ("txid", "base", "user", "time", "op", "box", "after", "own")
 
 
 class Part:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import struct
 import threading
-from collections.abc import Collection, Iterator, MutableMapping, Sequence
+from collections.abc import Collection, MutableMapping, Sequence
 from typing import Any
 
 from diced import keys, pool
@@ -17,6 +17,7 @@ from diced._crc32c import crc32c
 from diced.engine.appender import Appender
 from diced.engine.base import Engine
 from diced.errors import CorruptError, DicedException, EngineError, InvalidError
+from diced.tidy import delete_later
 
 # magic, kind, codec, flags, space, lane, raw length, stored length, key length, units, payload crc
 HEADER = struct.Struct("<4sBBBB8sIIHHI")
@@ -36,6 +37,8 @@ MAX_UNSYNCED = 8
 # Where objects are stored whole: their size, and how many may wait in memory to be stored.
 WHOLE_BYTES = 32 * 2**20
 MAX_WHOLE = 4
+# What was stored of a commit that failed before it was made is removed after so long.
+DISCARD_SECONDS = 5.0
 
 Pointer = tuple[int, int, int]
 
@@ -120,26 +123,6 @@ def frame_header(
     return head + CHECK.pack(crc32c(head))
 
 
-def scan_frames(engine: Engine, key: str) -> Iterator[tuple[int, Frame]]:
-    """Yield (offset, frame) of a segment's readable frames, skipping damage.
-
-    After damage the next magic is searched, so that one bad frame does not hide its successors.
-    """
-    data = memoryview(engine.get(key))
-    raw = data.obj if isinstance(data.obj, bytes) else bytes(data)
-    offset = 0
-    while offset < len(data):
-        try:
-            frame = Frame(data[offset:])
-        except CorruptError:
-            offset = raw.find(MAGIC, offset + 1)
-            if offset < 0:
-                return
-            continue
-        yield offset, frame
-        offset += frame.size
-
-
 class SegmentWriter:
     """The one active segment of this process in a home. Thread-safe.
 
@@ -158,7 +141,8 @@ class SegmentWriter:
     def __init__(
         self, engine: Engine, home: str, known: MutableMapping[int, Appender] | None = None
     ):
-        self._engine = engine
+        self.engine = engine
+        self.whole = not engine.grows  # each segment is stored whole
         self._known = known
         self._prefix = keys.segments(home)
         self._lock = threading.Lock()
@@ -186,7 +170,7 @@ class SegmentWriter:
             if active is not None and not active.failed and not active.finished:
                 if active.size < self._roll:
                     return active
-                if not self._engine.grows:
+                if not self.engine.grows:
                     _store_aside(active)
             return self._begin()
 
@@ -195,12 +179,12 @@ class SegmentWriter:
             self._open.remove(each)
             each.close()
         self._open = [each for each in self._open if not each.closed]
-        fresh = self._engine.appender(self._prefix, ".seg")
+        fresh = self.engine.appender(self._prefix, ".seg")
         self._active = fresh
         self._open.append(fresh)
         if self._known is not None:
             self._known[keys.object_id(fresh.key)] = fresh
-        while len(self._open) > (MAX_UNSYNCED if self._engine.grows else MAX_WHOLE):
+        while len(self._open) > (MAX_UNSYNCED if self.engine.grows else MAX_WHOLE):
             # A commit larger than this many segments refers to them later: sync before closing.
             self._open[0].finish()
             self._open.pop(0)
@@ -243,6 +227,19 @@ class Frames:
         appender, offset = self._writer.append(chunks)
         self.segments.add(appender)
         return keys.object_id(appender.key), offset
+
+    def own(self) -> list[int]:
+        """Return the ids of segments that hold nothing but this commit's frames."""
+        whole = self._writer.whole
+        return sorted(keys.object_id(each.key) for each in self.segments) if whole else []
+
+    def discard(self) -> None:
+        """Remove what was stored of a commit that will not be made, as far as it is its own."""
+        if self._writer.whole:
+            for each in self.segments:
+                each.close()
+                if each.finished:  # it is stored, or on its way
+                    delete_later(self._writer.engine, each.key, DISCARD_SECONDS)
 
     def riding(self, most: int) -> tuple[int, bytes] | None:
         """Return (segment id, bytes) if all is one segment of at most `most` bytes in memory."""

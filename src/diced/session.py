@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from diced import daskio, grid, keys, log, pool
 from diced.blocks import SPACE, Blocks
 from diced.encoding import Patch
+from diced.engine.base import Engine
 from diced.errors import (
     CorruptError,
     DicedException,
@@ -26,10 +27,12 @@ from diced.errors import (
     NotFoundError,
     ReadOnlyError,
 )
+from diced.home import Home
 from diced.log import Delta, Entry, Pointer, Record
 from diced.pending import Pending
 from diced.pieces import NUMBER, PIECES, Piece, Pieces, store_pieces
 from diced.segment import sync_all
+from diced.spec import check_text
 from diced.state import Change, State, parse_box
 
 if TYPE_CHECKING:
@@ -72,11 +75,13 @@ class WriteSession:
         self._array = bound(array)
         self._owner = os.getpid() if owner else 0
         self._state = "open"
+        self._entered = False
         self._asked = False
 
     @classmethod
     def begin(cls, array: DicedArray, operation: str) -> WriteSession:
         """Begin a session at the array's current version, which must be open."""
+        check_text(f"array {array.name!r}: the operation", operation)
         session = cls(array, _stamp(), operation, True)
         lane = session._array._writable().lane
         _check_open(session._array, lane.probe())
@@ -242,7 +247,10 @@ class WriteSession:
         gathered = self._gather(blocks, names)
         if not engine.exists(self._key(BEGUN)):
             # Another process ended it: the mark that it began is removed last by one that
-            # publishes, and first by one that discards. While it is there, no part was removed.
+            # publishes, and first by one that discards. While it is there, no part was removed
+            # that is not in a commit. A part found now is of a worker that was killed before it
+            # learned that it was late.
+            self._remove(names)
             self._check_not_discarded(not self._published(lane.probe(), blocks))
             self._state = "published"
             return
@@ -262,6 +270,7 @@ class WriteSession:
             return
         blocks = self._array._blocks()
         if self._state == "published" or self._published(blocks.lane.probe(), blocks):
+            self._remove(self.parts())  # of workers that were killed before they were told
             raise InvalidError(
                 f"array {self._array.name!r}: the write session {self.id} was published"
             )
@@ -277,6 +286,10 @@ class WriteSession:
                 f"array {self._array.name!r}: a write session is entered where it was begun;"
                 " others only write"
             )
+        if self._entered or self._state != "open":
+            how = "was entered already" if self._entered else f"was {self._state}"
+            raise InvalidError(f"array {self._array.name!r}: the write session {self.id} {how}")
+        self._entered = True
         return self
 
     def __exit__(
@@ -285,7 +298,10 @@ class WriteSession:
         error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
-        if self._owner != os.getpid() or self._state != "open":
+        if self._owner != os.getpid():
+            return
+        self._entered = False
+        if self._state != "open":
             return
         if error is None:
             try:
@@ -373,17 +389,18 @@ class WriteSession:
         pool.for_each(engine.delete, [self._key(each) for each in names], threads)
 
     def _forget_old(self) -> None:
-        """Remove the marks of sessions that ended long ago."""
+        """Remove the marks of sessions that ended long ago, and parts that came too late."""
         engine = self._home.engine
         limit = f"{max(0, time.time_ns() - KEEP_SECONDS * 10**9):016x}"
-        for session_id, over in _listed(engine, self._prefix, limit):
-            if over:
-                engine.delete(f"{keys.parts(self._prefix, session_id)}/{OVER}")
+        for session_id in [name for name, over in _listed(engine, self._prefix, limit) if over]:
+            # In order of name: the mark that it is over last.
+            for key in list(engine.list(keys.parts(self._prefix, session_id))):
+                engine.delete(key)
 
     # -- place -----------------------------------------------------------------------------
 
     @property
-    def _home(self) -> Any:
+    def _home(self) -> Home:
         return self._array._repo._history.home
 
     @property
@@ -414,8 +431,12 @@ def lane_prefix(array: DicedArray) -> str:
     return keys.lane(repo._history.home.prefix, spec.id, node)
 
 
-def _listed(engine: Any, prefix: str, limit: str) -> Iterator[tuple[str, bool]]:
-    """Yield (session id, has it ended) of ids below `limit`, without listing their parts."""
+def _listed(engine: Engine, prefix: str, limit: str) -> Iterator[tuple[str, bool]]:
+    """Yield (session id, is it over) of ids below `limit`, without listing their parts.
+
+    Over is what was published or discarded to the end. One whose end was interrupted is not, as
+    long as the mark that it began is there.
+    """
     below = keys.sessions(prefix)
     found = iter(engine.list(below))
     last, seen = "", 0
@@ -424,11 +445,17 @@ def _listed(engine: Any, prefix: str, limit: str) -> Iterator[tuple[str, bool]]:
         if name >= limit:
             return
         if name != last:
-            yield name, rest == OVER
+            yield name, rest == OVER or (_is_id(rest) and _is_over(engine, prefix, name))
             last, seen = name, 0
         seen += 1
         if seen == SKIP_AFTER:
             found = iter(engine.list(below, f"{below}/{name}/{LAST}"))
+
+
+def _is_over(engine: Engine, prefix: str, session_id: str) -> bool:
+    """Tell whether a session that parts are there of is over: its worker was killed, and late."""
+    over, begun = (keys.part(prefix, session_id, each) for each in (OVER, BEGUN))
+    return engine.exists(over) and not engine.exists(begun)
 
 
 def _check_open(array: DicedArray, state: State) -> None:

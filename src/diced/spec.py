@@ -28,6 +28,7 @@ DTYPES = {
 MAX_BLOCK_BYTES = 2**30
 MAX_CHANNELS = 1024
 CHECK_BYTES = 16 * 2**20
+MAX_TEXT = 4096  # characters of what a commit says of itself
 
 
 class ArrayDtype(enum.Enum):
@@ -45,6 +46,25 @@ class ArrayDtype(enum.Enum):
     float16 = np.float16
     float32 = np.float32
     float64 = np.float64
+
+
+def check_text(what: str, text: Any) -> str:
+    """Return text that is stored with a commit.
+
+    Raises
+    ------
+    InvalidError
+        It is no text, has more than `MAX_TEXT` characters, or no UTF-8 form.
+    """
+    if not isinstance(text, str):
+        raise InvalidError(f"{what} is text; got {type(text).__name__} {text!r:.80}")
+    if len(text) > MAX_TEXT:
+        raise InvalidError(f"{what} has at most {MAX_TEXT} characters; got {len(text)}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidError(f"{what} is not valid text: {text!r:.80}") from None
+    return text
 
 
 def check_dtype(dtype: Any) -> np.dtype[Any]:

@@ -110,10 +110,14 @@ class DicedStore:
         self.cache_bytes = cache_bytes
         self.block_cache_bytes = block_cache_bytes
         self.user = user if user is not None else _login_name()
-        if max_age is not None and not max_age >= 0:
-            raise InvalidError(f"max_age is at least 0 seconds; got {max_age}")
+        if max_age is not None and not (isinstance(max_age, int | float) and max_age >= 0):
+            raise InvalidError(f"max_age is at least 0 seconds; got {max_age!r}")
+        if permissionfile is not None and not url.lower().startswith("gs://"):
+            raise InvalidError(
+                f"permissionfile is for a bucket, gs://bucket/prefix; the location is {url!r}"
+            )
         self.max_age = max_age
-        self.permissionfile = permissionfile if url.startswith("gs://") else None
+        self.permissionfile = permissionfile
         self.engine = open_engine(
             url,
             durability=durability,
@@ -493,8 +497,13 @@ def _reopen_repo(
     store = _shared.get(key)
     if store is None or store.closed:
         store = _shared[key] = _reopen(url, options)
-    store._repo_fields(repo_id)
     history = store._history(repo_id)
+    # It was there when it was pickled; what this process knows may be a little older.
+    if repo_id.encode() not in store._repos():
+        store._meta.lane.probe()
+    store._repo_fields(repo_id)
+    if node_id not in history.view().dag.nodes:
+        history.meta.lane.probe()
     if node_id not in history.view().dag.nodes:
         raise NotFoundError(f"the pickled version is not in {url}")
     return DicedRepo(store, repo_id, history, node_id, readonly)

@@ -25,11 +25,10 @@ from diced.history import ARRAYS, History, remove_below
 from diced.history import DEAD as DEAD_ARRAYS
 from diced.history import GONE as GONE_ARRAYS
 from diced.home import Home
-from diced.log import RIDES, Delta, Record
+from diced.log import Record
 from diced.meta import DEAD, GONE, REPOS, Edits, Meta, Tables
 from diced.proposal import parts_of
 from diced.state import Base
-from diced.versioned import Lane
 
 if TYPE_CHECKING:
     from diced.store import DicedStore
@@ -235,13 +234,11 @@ def remove_all(engine: Engine, names: list[str]) -> int:
 def _belongings(home: Home, array_id: str) -> list[str]:
     """Return the page packs of a dead array, and its segments where no other array can have a part.
 
-    A pack is made by one fold of one lane. A segment that is stored whole is private to a commit;
-    one that grows is shared by all arrays, and a living writer may add to it at any time. Those
-    that the search for others leads through come last, so that it can be done again.
+    A pack is made by one fold of one lane. Other segments than those that a commit says to be its
+    own are shared by all arrays, and a living writer may add to one at any time.
     """
     packs: dict[int, None] = {}
-    segments: dict[int, None] = {}
-    bodies: dict[int, None] = {}
+    segments: set[int] = set()
     visited: set[tuple[int, int, int]] = set()
     nodes = set()
     prefix = keys.lanes(home.prefix, array_id)
@@ -253,44 +250,28 @@ def _belongings(home: Home, array_id: str) -> list[str]:
                 _visit(
                     home, Base.parse(Record.decode(home.engine.get(key), key).head), packs, visited
                 )
-            elif not home.engine.grows:
-                lane = Lane(home, array_id, node, Base())
-                for delta in _deltas(lane, key, kind, rest, bodies):
-                    _segments(delta, segments)
+            else:
+                segments.update(_own(home.engine, key, kind, rest))
     for node in sorted(nodes - {keys.NO_NODE}):
         with contextlib.suppress(*_LOST):
             key = keys.lock(home.prefix, node)
             lanes = Record.decode(home.engine.get(key), key).head["lanes"]
             if array_id in lanes:
                 _visit(home, Base.parse(lanes[array_id]), packs, visited)
-    found = [keys.segment(home.prefix, each) for each in segments if each not in bodies]
-    found += [keys.segment(home.prefix, each) for each in bodies]
+    found = [keys.segment(home.prefix, each) for each in sorted(segments)]
     return found + [keys.pack(home.prefix, each) for each in packs]
 
 
-def _deltas(
-    lane: Lane, key: str, kind: str, rest: list[str], bodies: dict[int, None]
-) -> Iterator[Delta]:
-    """Yield what a record, a proposal or a part of a write session says."""
-    engine = lane.home.engine
+def _own(engine: Engine, key: str, kind: str, rest: list[str]) -> Iterator[int]:
+    """Yield the segments that a record, a proposal or a part of a write session has for itself."""
     if kind == keys.EPOCH:
-        record = lane.log.read(int(rest[0]))
-        body = record.head.get("body")
-        if body is not None:
-            bodies[body[0]] = None
-        yield lane.whole(record).delta
+        for head in Record.decode(engine.get(key), key).commits():
+            yield from head.get("own", ())
     elif kind == "pend":
         for part in parts_of(engine.get(key), key):
-            yield part.record.delta
+            yield from part.record.head.get("own", ())
     elif kind == "join" and not rest[-1].startswith("t-"):
-        yield Record.decode(engine.get(key), key).delta
-
-
-def _segments(delta: Delta, segments: dict[int, None]) -> None:
-    for changes in delta.values():
-        for entry in changes.values():
-            if isinstance(entry, tuple) and not entry[1] & RIDES:
-                segments[entry[0]] = None
+        yield from Record.decode(engine.get(key), key).head.get("own", ())
 
 
 def _visit(

@@ -158,12 +158,12 @@ def _lines(found: dict[str, Any]) -> list[str]:
             (
                 "  durability",
                 found["durability"],
-                f"creating a key takes {found['create_ms']:.2g} ms",
+                f"creating a key takes {_short(found['create_ms'])} ms",
             ),
             (
                 "  the other's clock",
-                f"{found['clock_s']:+.2g} s",
-                f"+- {found['clock_error_s']:.2g} s",
+                f"{found['clock_s']:+.1f} s",
+                f"+- {found['clock_error_s']:.1f} s",
             ),
         ]
     lines += common.table(rows)
@@ -181,14 +181,19 @@ def _race(found: dict[str, Any]) -> str:
 
 def _span(seconds: float) -> str:
     if seconds < 1:
-        return f"at once, within {1e3 * seconds:.2g} ms"
+        return f"at once, within {_short(1e3 * seconds)} ms"
     return f"within {seconds:.1f} s"
 
 
 def _lag(seconds: float | None) -> str:
     if seconds is None:
         return "not within 10 s"
-    return "at once" if seconds == 0 else f"after {seconds:.2g} s"
+    return "at once" if seconds == 0 else f"after {_short(seconds)} s"
+
+
+def _short(value: float) -> str:
+    """Return a number in two digits, or in as many as it has before the point."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _caches(found: dict[str, Any]) -> str:

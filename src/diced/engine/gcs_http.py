@@ -55,7 +55,13 @@ class Reply(NamedTuple):
 
     def json(self) -> dict[str, Any]:
         """Return the resource that the body holds, {} if it holds none."""
-        found = json.loads(self.body or b"{}")
+        try:
+            found = json.loads(self.body or b"{}")
+        except ValueError:
+            raise EngineError(
+                f"the answer is not Google Cloud Storage's JSON; is a proxy between? It begins"
+                f" {self.body[:60]!r}"
+            ) from None
         return found if isinstance(found, dict) else {}
 
 
