@@ -10,7 +10,17 @@ import far  # noqa: F401 - registers the scheme
 import numpy as np
 import pytest
 
-from diced import DicedStore, InvalidError, NotFoundError, combine, fsck, log, segment, tidy
+from diced import (
+    CorruptError,
+    DicedStore,
+    InvalidError,
+    NotFoundError,
+    combine,
+    fsck,
+    log,
+    segment,
+    tidy,
+)
 from diced.engine import open_engine
 from diced.engine.memory import forget
 
@@ -144,3 +154,15 @@ def test_frames_do_not_ride_where_no_pointer_can_tell():
     record.place("0" * 16, log.LAST_RIDDEN)
     assert record.delta[0][b"k"][1] >> log.RIDE_BITS & log.LAST_RIDDEN == log.LAST_RIDDEN
 
+
+
+def test_a_record_after_the_lock_is_damage_to_newcomers_too(url):
+    with DicedStore(url) as store:
+        repo = store.create_repo("r")
+        array = repo.create_array("a", np.uint8, versioned=True)
+        array[0:64, 0:64, 0:64] = NOISE
+        lane = array._blocks().lane
+        number = lane.lock("someone").number
+        lane.log.put(number + 1, store.engine.get(f"{lane.log.prefix}/e000000/0000000001"), "0" * 32)
+    with DicedStore(url) as store, pytest.raises(CorruptError, match="follows the lock"):
+        store.open_repo("r")["a"][0, 0, 0]

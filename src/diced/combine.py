@@ -83,7 +83,7 @@ class Combiner:
         self._request = 0.02  # seconds, a running mean
         self._proposals: dict[str, list[Part]] = {}  # what was gathered before, by key
         self._asked: dict[str, tuple[float, Reads]] = {}  # until when, and for what
-        self._alone_since: list[float] = []  # when records were put without looking around
+        self._puts: list[float] = []  # when the newest records were, since the last look around
         self._stamps: list[float] = []  # seconds of the day when the newest records were made
         self._decided: set[str] = set()  # keys of proposals that need no one any more
         self.renew_lock()
@@ -224,7 +224,8 @@ class Combiner:
         lane.probe()
         stamps = sorted(self._stamps[-(lane.known().number - before) :][-4:])
         gaps = [(b - a) % 86400 for a, b in itertools.pairwise(stamps)]
-        return bool(gaps) and sum(gaps) / len(gaps) < BUSY * self._request
+        close = bool(gaps) and sum(gaps) / len(gaps) < BUSY * self._request
+        return close or time.monotonic() < self._contended  # others gather already
 
     def _direct(self, parts: list[Part]) -> bool:
         """Put all that can go into the next record; False after a lost race."""
@@ -238,13 +239,13 @@ class Combiner:
 
     def _look_around(self) -> None:
         """See now and then whether others wait, who lose all races to one that never pauses."""
-        self._alone_since = [*self._alone_since[1 - LOOK :], time.monotonic()]
-        quick = self._alone_since[-1] - self._alone_since[0] < LOOK * BUSY * self._request
-        if len(self._alone_since) == LOOK and quick:
+        self._puts = [*self._puts[1 - LOOK :], time.monotonic()]
+        quick = self._puts[-1] - self._puts[0] < LOOK * BUSY * self._request
+        if len(self._puts) == LOOK and quick:
             prefix = keys.proposals(self._lane.log.prefix)
             if next(iter(self._lane.home.engine.list(prefix)), None) is not None:
                 self._contended = time.monotonic() + CONTENDED
-            self._alone_since = []
+            self._puts = []
 
     def _settle_known(self, parts: Sequence[Part]) -> State:
         """Decide parts as far as the known state tells, and return it."""

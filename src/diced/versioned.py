@@ -210,6 +210,8 @@ class Lane:
             if record is None and number > last:
                 return state
             record = self.log.read(number) if record is None else record
+            if state.locked:
+                raise CorruptError(f"{self.log.prefix}: a record follows the lock")
             self._state = state = self._fold_in(state, number, self.whole(record))
         return self._catch_up()
 
