@@ -163,6 +163,7 @@ def test_a_record_after_the_lock_is_damage_to_newcomers_too(url):
         array[0:64, 0:64, 0:64] = NOISE
         lane = array._blocks().lane
         number = lane.lock("someone").number
-        lane.log.put(number + 1, store.engine.get(f"{lane.log.prefix}/e000000/0000000001"), "0" * 32)
+        first = store.engine.get(f"{lane.log.prefix}/e000000/0000000001")
+        lane.log.put(number + 1, first, "0" * 32)
     with DicedStore(url) as store, pytest.raises(CorruptError, match="follows the lock"):
         store.open_repo("r")["a"][0, 0, 0]
