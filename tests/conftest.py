@@ -4,11 +4,15 @@ import http.client
 import json
 import os
 import secrets
+import signal
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import fake_gcs
 import pytest
+
+# A shell starts what it puts into the background with SIGINT ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before any test module imports it.
 pytest.register_assert_rewrite("engine_contract")
@@ -81,3 +85,21 @@ def gcs(gcs_server, monkeypatch):
     gcs_server.bucket = gcs_server.new_bucket()
     yield gcs_server
     gcs_server.drop_bucket(gcs_server.bucket)
+
+
+@pytest.fixture
+def server():
+    """A server over an empty store in memory; see `serving.Serving`."""
+    from serving import serving
+
+    with serving(f"memory://{secrets.token_hex(8)}") as running:
+        yield running
+
+
+@pytest.fixture
+def disk_server(tmp_path):
+    """A server over an empty store on disk."""
+    from serving import serving
+
+    with serving(tmp_path / "store", store={"durability": "process"}) as running:
+        yield running

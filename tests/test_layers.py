@@ -60,13 +60,18 @@ LEVELS: dict[str, float] = {
     "encoding": 4.52,
     "pending": 4.55,
     "history": 4.6,
+    "actor": 2.5,
     "attrs": 4.9,
+    "planes": 4.96,
     "handle": 4.95,
     "daskio": 4.96,
     "pieces": 4.96,
     "session": 4.97,
     "array": 5.0,
     "files": 5.0,
+    "graph": 5.05,
+    "roi": 5.05,
+    "tiles": 5.05,
     "repo": 5.1,
     "sweep": 5.15,
     "store": 5.2,
@@ -83,13 +88,17 @@ LEVELS: dict[str, float] = {
     "usage": 6.0,
     "rebuild": 6.1,
     "remote": 7.0,
+    "dvidcloud": 7.1,
+    "pydvid": 7.1,
     "server": 7.0,
     "sync": 7.0,
     "cli": 8.0,
     "__main__": 9.0,
 }
 
-FOLDERS = {"cli", "demo", "engine", "export", "ingest", "labels", "remote", "server"}
+FOLDERS = {
+    "cli", "demo", "engine", "export", "ingest", "labels", "pydvid", "remote", "server",
+}  # fmt: skip
 
 
 class Import(NamedTuple):

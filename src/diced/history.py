@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from diced import keys, log, pool
+from diced import actor, keys, log, pool
 from diced.dag import LOCKED, LOCKING, OPEN, Dag, Node
 from diced.engine.base import Engine
 from diced.errors import (
@@ -89,9 +89,14 @@ class History:
 
     def __init__(self, home: Home, user: str):
         self.home = home
-        self.user = user
+        self._user = user
         self._lanes: dict[tuple[str, str], Lane] = {}
         self.renew()
+
+    @property
+    def user(self) -> str:
+        """Whom commits of this thread are recorded of."""
+        return actor.current(self._user)
 
     def renew(self) -> None:
         """Forget what was read: a rebuild replaces what otherwise never changes."""

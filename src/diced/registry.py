@@ -3,7 +3,7 @@
 A table from (group, name) to a ``"module:function"`` string, resolved at first use, so that a
 lower layer can reach an upper one's code by name and an unused engine costs no import.  This is
 the only module that calls importlib.  Third parties add entries with the entry-point groups
-``diced.engine``, ``diced.codec`` and ``diced.kind``; those are scanned only for names that are
+``diced.engine``, ``diced.codec``, ``diced.kind`` and ``diced.datatype``; those are scanned only for names that are
 not in the table, because importing ``importlib.metadata`` takes tens of milliseconds.
 """
 
@@ -23,7 +23,7 @@ from diced.errors import (
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-GROUPS = ("engine", "codec", "kind")
+GROUPS = ("engine", "codec", "kind", "datatype", "store")
 
 _targets: dict[str, dict[str, object]] = {
     "engine": {
@@ -36,7 +36,26 @@ _targets: dict[str, dict[str, object]] = {
         "image": "diced.array:DicedArray",
         "label": "diced.array:DicedArray",
         "keyvalue": "diced.files:KeyValueArray",
+        "roi": "diced.roi:RoiArray",
+        "imagetile": "diced.tiles:TileArray",
+        "labelgraph": "diced.graph:GraphArray",
     },
+    # Data types of the server, by the name they have on the wire.
+    "datatype": {
+        **{
+            name: f"diced.server.images:{name.upper()}"
+            for name in (
+                "uint8blk", "uint16blk", "uint32blk", "uint64blk", "float32blk", "rgba8blk",
+            )  # fmt: skip
+        },
+        "labelblk": "diced.server.labelblk:TYPE",
+        "keyvalue": "diced.server.keyvalue:TYPE",
+        "roi": "diced.server.roi:TYPE",
+        "imagetile": "diced.server.imagetile:TYPE",
+        "labelgraph": "diced.server.labelgraph:TYPE",
+    },
+    # Stores that are no location of an engine, by scheme.
+    "store": {"dvid": "diced.remote.store:RemoteStore"},
 }
 _resolved: dict[tuple[str, str], object] = {}
 _lock = threading.Lock()
@@ -62,8 +81,8 @@ def register(group: str, name: str, target: object, *, replace: bool = False) ->
 
     Parameters
     ----------
-    group : {"engine", "codec", "kind"}
-        For "engine" the name is a URL scheme.
+    group : {"engine", "codec", "kind", "datatype", "store"}
+        For "engine" and "store" the name is a URL scheme.
     name : str
         What `lookup` will be asked for.
     target : str or object

@@ -7,7 +7,7 @@ import os
 import weakref
 from typing import Any
 
-from diced import jsontext, keys, log, pool
+from diced import actor, jsontext, keys, log, pool
 from diced.attrs import Attributes
 from diced.engine import open_engine
 from diced.errors import (
@@ -199,7 +199,7 @@ class DicedStore:
             raise AlreadyExistsError(f"a repo {name!r} exists already in {self.url}")
         fields = {
             "name": name, "uuid": keys.new_uuid(), "description": str(description),
-            "created": log.now(), "user": self.user,
+            "created": log.now(), "user": self._actor,
         }  # fmt: skip
         while (found := self._create(fields)) is None:
             pass  # a sweep of orphans took it for given up: every such sweep does so but once
@@ -222,7 +222,7 @@ class DicedStore:
             # What was founded is unreachable if the name is taken; the sweep takes it.
             return [(DEAD, key, name) if taken else (REPOS, key, fields)]
 
-        self._meta.transact(edit, op=f"create repo {name}", user=self.user)
+        self._meta.transact(edit, op=f"create repo {name}", user=self._actor)
         if key not in self._repos():
             self._histories.pop(repo_id, None)
             if taken:
@@ -340,7 +340,7 @@ class DicedStore:
             change(fields, tables)
             return [(REPOS, key, fields)]
 
-        self._meta.transact(edit, op=op, user=self.user)
+        self._meta.transact(edit, op=op, user=self._actor)
 
     def delete_repo(self, name: str) -> None:
         """Delete a repo with all its versions. It is invisible at once; this cannot be undone.
@@ -356,7 +356,7 @@ class DicedStore:
                 raise NotFoundError(f"repo {name!r} was deleted already")
             return [(REPOS, key, None), (DEAD, key, tables[REPOS][key]["name"])]
 
-        self._meta.transact(edit, op=f"delete repo {name}", user=self.user)
+        self._meta.transact(edit, op=f"delete repo {name}", user=self._actor)
         history = self._histories.pop(key.decode(), None)
         if history is not None:
             history.home.close()
@@ -404,7 +404,7 @@ class DicedStore:
                 # The value None would read as a deletion, so values are wrapped in a list.
                 return gone + [(INFO, key.encode(), [new[key]]) for key in new]
 
-            self._meta.transact(edits, op="info", user=self.user)
+            self._meta.transact(edits, op="info", user=self._actor)
 
         return Attributes(f"store {self.url}", read, edit)
 
@@ -412,7 +412,15 @@ class DicedStore:
         mode = " read-only" if self.readonly else ""
         return f"<DicedStore {self.url}{mode}>"
 
+    def acting(self, user: str) -> contextlib.AbstractContextManager[None]:
+        """Have what this thread commits inside a ``with`` block record `user`, here and in repos."""
+        return actor.acting(user)
+
     # -- for repos -------------------------------------------------------------------------
+
+    @property
+    def _actor(self) -> str:
+        return actor.current(self.user)
 
     def _repos(self) -> dict[bytes, Any]:
         return self._meta.read()[1][REPOS]

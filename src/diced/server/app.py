@@ -1,0 +1,285 @@
+"""The ASGI application: how requests become calls, and answers become bytes.
+
+Storage and kernels run on worker threads; the event loop moves bytes. Only light requests to a
+local disk or memory, which cost less than handing them over, run beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import logging
+import os
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import parse_qsl
+
+from diced import actor
+from diced.errors import DicedException
+from diced.server import body as bodies
+from diced.server import pages
+from diced.server.answer import HTML, JSON, TEXT, Answer, Buffer, Refused, as_answer, status_of
+from diced.server.call import Call
+from diced.server.options import Options
+from diced.server.routes import Route
+from diced.server.site import Site
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+LOG = logging.getLogger("diced.server")
+ACCESS_LOG = logging.getLogger("diced.access")
+
+ZIPPED = frozenset((JSON, TEXT, HTML, "text/css", "text/javascript"))
+ZIP_BYTES = 1024  # shorter answers are not worth it
+PREFLIGHT_SECONDS = "86400"
+MAX_QUERY = 256  # parameters
+
+
+class App:
+    """The application of one server process.
+
+    Parameters
+    ----------
+    options : Options
+    shared : optional
+        What the worker processes of one server have in common; see `load.Throttle`.
+    """
+
+    def __init__(self, options: Options, shared: Any = None):
+        self.options = options
+        self._shared = shared
+        self.site: Site = None  # type: ignore[assignment]
+        self._pages: Any = None
+        self._threads: ThreadPoolExecutor = None  # type: ignore[assignment]
+
+    # -- life ------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Open the store."""
+        if self.site is None:
+            self.site = Site(self.options, self._shared)
+            # Where threads wait for a network there is work for many of them.
+            few = max(4, 2 * (os.cpu_count() or 2))
+            count = self.options.threads or (32 if self.site.store.engine.remote else few)
+            self._threads = ThreadPoolExecutor(count, "diced-http")
+            if self.options.page:
+                self._pages = pages.build(self.site)
+
+    def close(self) -> None:
+        """Close the store, once what is being worked at is done."""
+        if self.site is not None:
+            self._threads.shutdown(wait=True)
+            self.site.close()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer, as ASGI has it."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif scope["type"] == "http":
+            self.open()
+            await self._http(scope, receive, send)
+        else:
+            await send({"type": "websocket.close"})
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            self.open()
+        except DicedException as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        self.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    # -- one request -----------------------------------------------------------------------
+
+    async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
+        path, method = scope["path"], scope["method"]
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
+        if method == "OPTIONS":
+            await self._send(send, Answer(b"", TEXT, headers=_preflight(headers)), headers)
+            return
+        if not path.startswith("/api/") and self._pages is not None:
+            await self._pages(scope, receive, send)
+            return
+        began = time.monotonic()
+        self.site.load.active += 1
+        got = 0
+        user = ""
+        try:
+            client = scope.get("client")
+            call = Call(
+                self.site, method, path, _query(scope["query_string"]), headers,
+                client[0] if client else "",
+            )  # fmt: skip
+            with contextlib.ExitStack() as stack:
+                answer = await self._answer(call, receive, stack)
+                user, got = call.user, len(call.body)
+                sent = await self._send(send, answer, headers, method == "HEAD")
+        except bodies.Gone:
+            return
+        except Exception as error:  # the last to hear of anything: it must become an answer
+            answer = self._refusal(path, error)
+            sent = await self._send(send, answer, headers, method == "HEAD")
+        finally:
+            self.site.load.active -= 1
+        self.site.load.add(method, got, sent)
+        if self.options.access_log:
+            took = 1000 * (time.monotonic() - began)
+            ACCESS_LOG.info(
+                '%s %s "%s %s" %d %d %.1fms', (scope.get("client") or ("-",))[0], user or "-",
+                method, path, answer.status, sent, took,
+            )  # fmt: skip
+
+    async def _answer(self, call: Call, receive: Receive, stack: contextlib.ExitStack) -> Answer:
+        site = self.site
+        sends = (
+            call.headers.get("content-length", "0") != "0" or "transfer-encoding" in call.headers
+        )
+        if not sends and not site.inline:
+            return await self._hop(lambda: self._run(call, site.prepare(call)))
+        route = site.prepare(call) if site.inline else await self._hop(site.prepare, call)
+        if sends:
+            zipped = bodies.encoding(call.headers)
+            limit = route.limit
+            most = limit if isinstance(limit, int) else await self._hop(limit, call)
+            most = min(most, self.options.max_body)
+            spool = await bodies.read(receive, call.headers, most, self.options.body_seconds)
+            stack.callback(spool.close)
+            if zipped:
+                whole = spool.buffer()
+                pieces = (whole[at : at + 2**20] for at in range(0, len(whole), 2**20))
+                spool = await self._hop(bodies.unzip, pieces, most)
+                stack.callback(spool.close)
+            call.body = spool.buffer()
+        if route.light and site.inline and len(call.body) <= 2**16:
+            return self._run(call, route)
+        return await self._hop(self._run, call, route)
+
+    def _run(self, call: Call, route: Route) -> Answer:
+        """Run a handler, on whatever thread."""
+        with contextlib.ExitStack() as stack:
+            if route.throttled and call.flag("throttle"):
+                stack.enter_context(self.site.throttle.slot())
+            stack.enter_context(actor.acting(call.user))
+            answer = as_answer(route.run(call))
+        _zip(answer, call.headers)
+        return answer
+
+    async def _hop(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run a function on a worker thread."""
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._threads, function, *args)
+        try:
+            return await asyncio.wait_for(future, self.options.request_seconds)
+        except TimeoutError:
+            raise Refused(
+                503,
+                f"not done in {self.options.request_seconds:g} seconds\n",
+                {"Retry-After": "10"},
+            ) from None
+
+    def _refusal(self, path: str, error: Exception) -> Answer:
+        """Return an error as an answer."""
+        if isinstance(error, Refused):
+            return Answer(str(error).encode(), TEXT, error.status, error.headers)
+        if isinstance(error, MemoryError):
+            return Answer(f"not enough memory for this ({path}).\n".encode(), TEXT, 503)
+        if isinstance(error, DicedException):
+            status = status_of(error)
+            if status >= 500:
+                LOG.error("%s: %s", path, error)
+            text = " ".join(str(error).split())
+            return Answer(f"{text} ({path}).\n".encode("utf-8", "replace"), TEXT, status)
+        LOG.error("%s: %s", path, "".join(traceback.format_exception(error)))
+        return Answer(f"internal error: {type(error).__name__} ({path}).\n".encode(), TEXT, 500)
+
+    # -- bytes out -------------------------------------------------------------------------
+
+    async def _send(
+        self, send: Send, answer: Answer, asked: dict[str, str], bare: bool = False
+    ) -> int:
+        """Send an answer; return the bytes of its body that went out."""
+        headers = {
+            "content-type": answer.type, **answer.headers, **self._cross_origin(asked),
+        }  # fmt: skip
+        body = answer.body
+        length = len(memoryview(body).cast("B")) if isinstance(body, Buffer) else answer.length
+        if length is not None:
+            headers["content-length"] = str(length)
+        raw = [(name.lower().encode("latin-1"), value.encode("latin-1", "replace"))
+               for name, value in headers.items()]  # fmt: skip
+        await send({"type": "http.response.start", "status": answer.status, "headers": raw})
+        if bare or isinstance(body, Buffer):
+            await send({"type": "http.response.body", "body": b"" if bare else body})
+            return 0 if bare else length or 0
+        total = 0
+        pieces: Iterator[Buffer] = body
+        while (piece := await self._hop(next, pieces, None)) is not None:
+            total += len(memoryview(piece).cast("B"))
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+        return total
+
+    def _cross_origin(self, asked: dict[str, str]) -> dict[str, str]:
+        cors = self.options.cors
+        headers = {"timing-allow-origin": "*"} if self.options.timing else {}
+        origin = asked.get("origin")
+        if "*" in cors:
+            headers["access-control-allow-origin"] = "*"
+        elif origin is not None and origin in cors:
+            headers["access-control-allow-origin"] = origin
+            headers["vary"] = "Origin"
+        if origin is not None and headers.get("access-control-allow-origin"):
+            headers["access-control-expose-headers"] = (
+                "Content-Range, Content-Encoding, Content-Length"
+            )
+        return headers
+
+
+def _preflight(asked: dict[str, str]) -> dict[str, str]:
+    wanted = asked.get("access-control-request-headers", "Authorization, Range, Content-Type")
+    return {
+        "access-control-allow-methods": "GET, HEAD, POST, PUT, DELETE, OPTIONS",
+        "access-control-allow-headers": wanted,
+        "access-control-max-age": PREFLIGHT_SECONDS,
+    }
+
+
+def _query(text: bytes) -> dict[str, str]:
+    """Return query parameters; of one given twice the last counts."""
+    if not text:
+        return {}
+    try:
+        pairs = parse_qsl(text.decode("ascii"), keep_blank_values=True, max_num_fields=MAX_QUERY)
+    except (UnicodeDecodeError, ValueError):
+        raise Refused(
+            400, f"the query is not ASCII, or has more than {MAX_QUERY} fields\n"
+        ) from None
+    return dict(pairs)
+
+
+def _zip(answer: Answer, asked: Any) -> None:
+    """Compress an answer that is text, where the client takes that."""
+    body = answer.body
+    if (
+        answer.type in ZIPPED
+        and answer.status == 200
+        and isinstance(body, Buffer)
+        and len(body) >= ZIP_BYTES
+        and "gzip" in asked.get("accept-encoding", "")
+        and "content-encoding" not in answer.headers
+    ):
+        answer.body = gzip.compress(body, 1)
+        answer.headers["content-encoding"] = "gzip"
+        answer.headers["vary"] = "Accept-Encoding"

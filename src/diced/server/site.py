@@ -1,0 +1,175 @@
+"""What all requests of one server process share: the store, the routes, and handles by name."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from diced import registry
+from diced.errors import AmbiguousError, DicedException, InvalidError, LockedError, NotFoundError
+from diced.repo import DicedRepo
+from diced.server import api_instances, api_nodes, api_repos, api_server
+from diced.server.access import Access
+from diced.server.answer import Refused
+from diced.server.call import Call
+from diced.server.datatype import ALIASES, DataType, find_type, type_of
+from diced.server.load import Load, Throttle
+from diced.server.options import Options
+from diced.server.routes import Route, Table, split
+from diced.store import DicedStore
+
+MAX_KEPT = 4096  # handles by name
+
+
+class Site:
+    """One server process's view of its store.
+
+    Attributes
+    ----------
+    store : DicedStore
+        Always fresh: nothing is believed for a time.
+    inline : bool
+        Metadata cost microseconds here, so that light requests need no thread.
+    """
+
+    def __init__(self, options: Options, shared: Any = None):
+        self.options = options
+        self.store = DicedStore(
+            options.location,
+            **{"max_age": 0.0, "readonly": options.mode == "readonly", **options.store},
+        )
+        self.inline = not self.store.engine.remote and bool(self.store.engine.descriptors)
+        self.inline = self.inline or self.store.url.startswith("memory:")
+        self.access = Access(options)
+        self.load = Load()
+        self.throttle = Throttle(options.throttle, shared)
+        self.started = time.time()
+        self.table = Table([*api_server.routes(), *api_repos.routes(), *api_nodes.routes()])
+        self.common = Table(api_instances.routes())
+        self._nodes: dict[str, DicedRepo] = {}
+        self._arrays: dict[tuple[str, str], tuple[Any, DataType]] = {}
+
+    def close(self) -> None:
+        """Close the store."""
+        self.store.close()
+
+    # -- what a path names -----------------------------------------------------------------
+
+    def prepare(self, call: Call) -> Route:
+        """Find what a call means and whether it may be: sets its route, repo and array.
+
+        Raises
+        ------
+        DicedException
+        """
+        self.access.identify(call)
+        pieces = split(call.path)[1:]
+        found = self.table.find(call.method, pieces)
+        if found is not None:
+            route, call.args = found
+            if "uuid" in call.args:
+                call.repo = self.find_node(call.args["uuid"])
+        elif len(pieces) >= 3 and pieces[0] == "node":
+            call.repo = self.find_node(pieces[1])
+            call.array, call.type = self.find_array(call.repo, pieces[2])
+            route = self._instance_route(call, pieces[3:])
+        else:
+            raise self._unknown(call, pieces)
+        call.route = route
+        self.access.check(call, route)
+        if route.changes and call.repo is not None:
+            self.check_open(call)
+        return route
+
+    def _instance_route(self, call: Call, pieces: list[str]) -> Route:
+        table: Table = call.type.table
+        found = table.find(call.method, pieces) or self.common.find(call.method, pieces)
+        if found is not None:
+            route, call.args = found
+            return route
+        fallback: Route | None = call.type.fallback(call, pieces)
+        if fallback is None:
+            raise Refused(
+                400,
+                f'Bad API call ({call.path}) for data "{call.array.name}".  See API help at'
+                f" http://{call.headers.get('host', 'localhost')}/api/help/{call.type.name}\n",
+            )
+        return fallback
+
+    def _unknown(self, call: Call, pieces: list[str]) -> DicedException:
+        for method in ("GET", "POST", "DELETE", "PUT"):
+            if method != call.method and self.table.find(method, pieces) is not None:
+                return Refused(400, f"{call.method} is not answered at {call.path}\n")
+        return Refused(404, f"nothing is at {call.path}\n")
+
+    def check_open(self, call: Call) -> None:
+        """Refuse a change at a locked version."""
+        repo: DicedRepo = call.repo
+        if call.array is not None and not call.array.versioned:
+            return
+        if not repo.locked:
+            return
+        if call.array is None:
+            raise LockedError(f"Cannot do {call.method.lower()} on locked node {repo.uuid}")
+        keyword = split(call.path)[4:5]
+        raise LockedError(
+            f'Cannot do {call.method} on endpoint "{"".join(keyword)}" of locked node {repo.uuid}'
+        )
+
+    def find_node(self, spec: str) -> DicedRepo:
+        """Return the repo of a version, at it: ``<prefix>``, ``<prefix>:<branch>``, ``~N``.
+
+        Raises
+        ------
+        NotFoundError, AmbiguousError
+        """
+        known = self._nodes.get(spec)
+        if known is not None and known._id.encode() in self.store._repos():
+            return known
+        base, colon, branch = spec.partition(":")
+        try:
+            if base:
+                repo = self.store.open_repo(uuid=base)
+            else:
+                names = self.store.list_repos()
+                if len(names) != 1:
+                    raise InvalidError(f"{spec!r} names a branch only, and there is not one repo")
+                repo = self.store.open_repo(names[0][0])
+            if colon:
+                repo.change_version(
+                    ":" + (branch if branch[:1] not in ("", "~") else f"master{branch}")
+                )
+        except NotFoundError:
+            raise NotFoundError(f"could not find UUID with partial match to {spec}") from None
+        except AmbiguousError:
+            raise AmbiguousError(f"more than one UUID matches {spec}") from None
+        if repo.uuid == spec:
+            if len(self._nodes) >= MAX_KEPT:
+                self._nodes.clear()
+            self._nodes[spec] = repo
+        return repo
+
+    def find_array(self, repo: DicedRepo, name: str) -> tuple[Any, DataType]:
+        """Return an instance and its data type.
+
+        Raises
+        ------
+        NotFoundError
+        """
+        key = (repo._node_id, name)
+        known = self._arrays.get(key)
+        spec = repo._history.view().by_name.get(name)
+        if known is not None and spec is not None and known[0]._spec.id == spec.id:
+            return known
+        try:
+            array = repo.get_array(name)
+        except NotFoundError as error:
+            raise NotFoundError(f"invalid data instance name {name!r}: {error}") from None
+        if len(self._arrays) >= MAX_KEPT:
+            self._arrays.clear()
+        found = self._arrays[key] = (array, type_of(array))
+        return found
+
+    def types(self) -> list[DataType]:
+        """Return all data types that there are."""
+        return [find_type(name) for name in registry.names("datatype") if name not in ALIASES]
