@@ -103,3 +103,21 @@ def disk_server(tmp_path):
 
     with serving(tmp_path / "store", store={"durability": "process"}) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A browser with one tab; tests that need it are skipped where there is none."""
+    from browser import browsing
+
+    with browsing(tmp_path_factory.mktemp("browser")) as found:
+        yield found
+
+
+@pytest.fixture
+def tab(browser):
+    """The browser's tab; what its console complains of in a test fails the test."""
+    browser.errors.clear()
+    yield browser
+    browser.goto("about:blank")
+    assert browser.errors == []

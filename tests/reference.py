@@ -405,3 +405,98 @@ def checksum_reference(data: bytes) -> int:
     for byte in bytes(data):
         value = value >> 8 ^ _checksums[(value ^ byte) & 255]
     return value ^ 0xFFFFFFFF
+
+
+# --- compressed_segmentation ---------------------------------------------------------------------
+
+
+def segmentation_encode_reference(volume: np.ndarray) -> bytes:
+    """Return the compressed_segmentation file of a (z, y, x) uint64 or uint32 volume."""
+    word = 2 if volume.dtype == np.uint64 else 1
+    sides = [-(-side // 8) * 8 - side for side in volume.shape]
+    tables: dict[tuple[int, ...], int] = {}
+    heads, stored, values = [], [], []
+    for z, y, x in np.ndindex(*(-(-side // 8) for side in volume.shape)):
+        part = volume[8 * z : 8 * z + 8, 8 * y : 8 * y + 8, 8 * x : 8 * x + 8]
+        cell = np.full((8, 8, 8), part[0, 0, 0], volume.dtype)
+        cell[tuple(slice(side) for side in part.shape)] = part
+        labels = list(dict.fromkeys(cell.ravel().tolist()))
+        if len(labels) <= 16:
+            labels.sort()
+        bits = 0
+        if len(labels) > 1:
+            bits = next(each for each in (1, 2, 4, 8, 16) if len(labels) <= 1 << each)
+        place = tables.setdefault(tuple(labels), sum(map(len, stored)) // 4)
+        if place == sum(map(len, stored)) // 4:
+            stored.append(np.array(labels, volume.dtype).tobytes())
+        heads.append((place, bits, sum(map(len, values)) // 4))
+        if bits:
+            rank = {label: number for number, label in enumerate(labels)}
+            total = sum(rank[v] << bits * i for i, v in enumerate(cell.ravel().tolist()))
+            values.append(total.to_bytes(64 * bits, "little"))
+    assert word * volume.itemsize in (4, 16) and min(sides) >= 0
+    head = 2 * len(heads)
+    after = head + sum(map(len, stored)) // 4
+    words = [w for place, bits, at in heads for w in ((head + place) | bits << 24, after + at)]
+    return b"".join([struct.pack(f"<{1 + head}I", 1, *words), *stored, *values])
+
+
+def segmentation_decode_reference(
+    payload: bytes, shape: tuple[int, int, int], dtype: type = np.uint64
+) -> np.ndarray:
+    """Return the first channel of a compressed_segmentation file; ValueError if it is not one."""
+    payload = bytes(payload)
+    if len(payload) % 4 or not payload:
+        raise ValueError("not words")
+    words = np.frombuffer(payload, "<u4")
+    if not 1 <= words[0] <= len(words):
+        raise ValueError("begin")
+    words = words[int(words[0]) :]
+    width = np.dtype(dtype).itemsize // 4
+    volume = np.zeros(shape, dtype)
+    cells = list(np.ndindex(*(-(-side // 8) for side in shape)))
+    if 2 * len(cells) > len(words):
+        raise ValueError("short")
+    for number, (z, y, x) in enumerate(cells):
+        head, start = int(words[2 * number]), int(words[2 * number + 1])
+        bits, table = head >> 24, head & 0xFFFFFF
+        if bits not in (0, 1, 2, 4, 8, 16, 32):
+            raise ValueError("bits")
+        if start + 16 * bits > len(words) or table + width > len(words):
+            raise ValueError("outside")
+        room = (len(words) - table) // width
+        labels = words[table : table + width * room].copy().view(dtype)
+        view = volume[8 * z : 8 * z + 8, 8 * y : 8 * y + 8, 8 * x : 8 * x + 8]
+        positions = np.zeros((8, 8, 8), np.int64)
+        if bits:
+            total = int.from_bytes(words[start : start + 16 * bits].tobytes(), "little")
+            flat = [total >> bits * i & ((1 << bits) - 1) for i in range(512)]
+            positions = np.array(flat, np.int64).reshape(8, 8, 8)
+        positions = positions[tuple(slice(side) for side in view.shape)]
+        if positions.max() >= room:
+            raise ValueError("position")
+        view[...] = labels[positions]
+    return volume
+
+
+# --- pyramids ------------------------------------------------------------------------------------
+
+
+def downsample_reference(values: np.ndarray, factors: Sequence[int], method: str) -> np.ndarray:
+    """Halve some of the first axes of an array, one box of voxels after the other."""
+    dims = len(factors)
+    shape = tuple(n // f for n, f in zip(values.shape, factors, strict=False))
+    out = np.empty(shape + values.shape[dims:], values.dtype)
+    for place in np.ndindex(*out.shape):
+        window = tuple(slice(p * f, p * f + f) for p, f in zip(place, factors, strict=False))
+        box = values[window + place[dims:]].reshape(-1).tolist()
+        if method == "nearest":
+            out[place] = box[0]
+        elif method == "mode":
+            labels = [each for each in box if each]
+            out[place] = min(labels, key=lambda each: (-labels.count(each), each), default=0)
+        elif values.dtype.kind == "f":
+            out[place] = sum(each / len(box) for each in box)
+        else:
+            out[place] = (sum(map(int, box)) + len(box) // 2) // len(box)
+    return out

@@ -11,11 +11,10 @@ import time
 from urllib.parse import urlencode
 
 import urllib3
-import uvicorn
 
 from diced.server.app import App
 from diced.server.options import Options
-from diced.server.serve import listen
+from diced.server.serve import listen, make_server
 
 
 class Reply:
@@ -101,10 +100,7 @@ def serving(location, **options):
     """Serve a location until the block ends."""
     listener = listen("127.0.0.1", 0)
     app = App(Options(location=str(location), **options))
-    config = uvicorn.Config(
-        app, lifespan="on", ws="none", access_log=False, log_level="warning", server_header=False
-    )
-    server = uvicorn.Server(config)
+    server = make_server(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 
@@ -22,3 +23,13 @@ def acting(user: str) -> Iterator[None]:
         yield
     finally:
         _user.reset(token)
+
+
+def login_name() -> str:
+    """Return the login name from the user database; only the command line reads environments."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())

@@ -6,34 +6,32 @@ Owns what an index means and what a handle follows; blocks are those of `blocks`
 from __future__ import annotations
 
 import contextlib
-import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diced import daskio, grid
+from diced import daskio, grid, planes
 from diced import session as sessions
+from diced import snapshot as reading
 from diced.blocks import Blocks
 from diced.errors import CorruptError, InvalidError
 from diced.handle import Handle, together
 from diced.pending import Assignment, Pending
+from diced.scaled import Scaled
 from diced.session import WriteSession
+from diced.snapshot import Snapshot
 from diced.spec import ArraySpec, array_fields, as_values, check_text
 
 if TYPE_CHECKING:
     from diced.repo import DicedRepo
-    from diced.state import State
 
 Extents = tuple[slice, ...] | slice
 
-# Voxels of the dense boxes that a stepped read goes through.
-STEP_VOXELS = 2**22
 
-
-class DicedArray(Handle):
+class DicedArray(Scaled, Handle):
     """An n-dimensional array at the version that its repo object is at.
 
     Coordinates are signed 32-bit, in ZYX order for volumes; negative indices are coordinates, not
@@ -218,92 +216,78 @@ class DicedArray(Handle):
         BadIndexError, InvalidError, CorruptBlockError
         """
         blocks = self._blocks()
-        state = blocks.lane.refresh()
-        spec = self._spec
-        pending = self._pending()
-        box = state.box if pending is None else grid.union(state.box, pending.box)
-        chosen = grid.Selection(index, box, spec.block_shape, spec.name, spec.channels)
-        tail = () if spec.channels is None else (spec.channels,)
-        if out is not None:
-            self._check_out(out, chosen, tail)
-        direct = out is not None and chosen.channel == slice(None) and not chosen.squeeze
-        target = out if direct else self._empty(chosen.shape + tail)
-        assert target is not None
-        if not chosen.empty:
-            try:
-                view = target if chosen.flip is None else target[chosen.flip]
-                self._read(blocks, state, pending, chosen, view)
-            except CorruptError:
-                self._repo._check_there(spec)
-                raise
-        if direct:
-            return out
-        result = self._select(target, chosen) if chosen.squeeze or tail else target
-        if out is not None:
-            out[...] = result
-            return out
-        return result
-
-    def _empty(self, shape: tuple[int, ...]) -> np.ndarray:
         try:
-            return np.empty(shape, self.dtype)
-        except ValueError:  # beyond the address space; MemoryError tells of less
-            raise InvalidError(
-                f"array {self.name!r}: a result of shape {shape} is beyond any memory"
-            ) from None
+            return reading.read(blocks, blocks.lane.refresh(), self._pending(), index, out)
+        except CorruptError:
+            self._repo._check_there(self._spec)
+            raise
 
-    def _read(
+    @together()
+    def snapshot(self) -> Snapshot:
+        """Return the array as it is now, to be read any number of times as of one commit."""
+        blocks = self._blocks()
+        return Snapshot(blocks, blocks.lane.refresh())
+
+    @together()
+    def plane(
         self,
-        blocks: Blocks,
-        state: State,
-        pending: Pending | None,
-        chosen: grid.Selection,
-        target: np.ndarray,
+        origin: Sequence[float],
+        u: Sequence[float],
+        v: Sequence[float],
+        shape: tuple[int, int],
+    ) -> np.ndarray:
+        """Read a plane at any angle; only blocks that it crosses are decoded.
+
+        Parameters
+        ----------
+        origin : sequence of float
+            Where result ``[0, 0]`` lies, ZYX in voxels; whole numbers are centres of voxels.
+        u, v : sequence of float
+            Steps from one row to the next, and from one column to the next, ZYX in voxels.
+        shape : (int, int)
+            Rows and columns.
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape (rows, columns), channels last. Interpolated linearly, integers rounded; the
+            nearest voxel for labels and bool.
+
+        Raises
+        ------
+        InvalidError, BadIndexError, CorruptBlockError
+        """
+        blocks = self._blocks()
+        state = blocks.lane.refresh()
+        return planes.read(blocks, state, self._pending(), planes.Plane(origin, u, v, shape))
+
+    def write_plane(
+        self,
+        origin: Sequence[float],
+        u: Sequence[float],
+        v: Sequence[float],
+        values: np.ndarray,
     ) -> None:
-        """Fill `target`, of the selection's shape in ascending order."""
-        if chosen.dense:
-            blocks.read(state, chosen.lo, chosen.hi, target)
-            if pending is not None:
-                pending.overlay(chosen.lo, chosen.hi, target)
-            return
-        # Steps: dense boxes of bounded size, of which the wanted voxels are kept.
-        wide = sum(size > 1 for size in chosen.shape)
-        span = max(1, round((STEP_VOXELS // (self._spec.channels or 1)) ** (1 / max(1, wide))))
-        strides = tuple(slice(None, None, step) for step in chosen.step)
-        for window, lo, hi in _runs(chosen, self._spec.block_shape, span):
-            size = tuple(b - a for a, b in zip(lo, hi, strict=True))
-            dense = np.empty(size + target.shape[self._spec.dims :], self.dtype)
-            blocks.read(state, lo, hi, dense)
-            if pending is not None:
-                pending.overlay(lo, hi, dense)
-            target[window] = dense[strides]
+        """Write a plane at any angle, each value into the voxel nearest to it, in one commit.
 
-    def _select(self, target: np.ndarray, chosen: grid.Selection) -> Any:
-        """Drop integer axes and choose channels."""
-        if self._spec.channels is None:
-            if len(chosen.squeeze) == len(chosen.shape):
-                return target[(0,) * len(chosen.shape)]
-            return target.reshape(self._result_shape(chosen, ()))
-        picked: list[Any] = [
-            0 if axis in chosen.squeeze else slice(None) for axis in range(self._spec.dims)
-        ]
-        return target[(*picked, chosen.channel)]
+        Parameters
+        ----------
+        origin, u, v : sequence of float
+            As of `plane`. Of values for one voxel the last counts.
+        values : numpy.ndarray
+            Shape (rows, columns), channels last.
 
-    def _check_out(self, out: Any, chosen: grid.Selection, tail: tuple[int, ...]) -> None:
-        if not isinstance(out, np.ndarray) or out.dtype != self.dtype:
-            found = out.dtype if isinstance(out, np.ndarray) else type(out).__name__
-            raise InvalidError(f"array {self.name!r}: out must be {self.dtype}; got {found}")
-        if not out.flags.writeable:
-            raise InvalidError(f"array {self.name!r}: out is read-only")
-        shape = self._result_shape(chosen, tail)
-        if out.shape != shape:
-            raise InvalidError(f"array {self.name!r}: out must have shape {shape}; got {out.shape}")
-
-    def _result_shape(self, chosen: grid.Selection, tail: tuple[int, ...]) -> tuple[int, ...]:
-        kept = tuple(n for axis, n in enumerate(chosen.shape) if axis not in chosen.squeeze)
-        if not tail or isinstance(chosen.channel, int):
-            return kept
-        return (*kept, len(range(*chosen.channel.indices(tail[0]))))
+        Raises
+        ------
+        InvalidError, BadIndexError, LockedError
+        """
+        found = np.asarray(values)
+        with contextlib.ExitStack() as stack:
+            if self._pending() is None:
+                stack.enter_context(self.batch("plane"))
+            pending = self._pending()
+            assert pending is not None
+            planes.write(pending, planes.Plane(origin, u, v, found.shape[:2]), found)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
@@ -369,7 +353,7 @@ class DicedArray(Handle):
         chosen = grid.Selection(index, box, spec.block_shape, spec.name, spec.channels)
         tail = () if spec.channels is None else (spec.channels,)
         values = as_values(value, self.dtype, f"array {self.name!r}")
-        shape = self._result_shape(chosen, tail)
+        shape = reading.result_shape(chosen, tail)
         if values.shape != shape:
             try:
                 values = np.broadcast_to(values, shape)
@@ -395,7 +379,7 @@ class DicedArray(Handle):
         # Steps beyond a block: only the blocks that are hit, not those between.
         return [
             Assignment(lo, hi, chosen.step, values[window], channel)
-            for window, lo, hi in _runs(chosen, spec.block_shape, grid.MAX_COORDINATE)
+            for window, lo, hi in reading.runs(chosen, spec.block_shape, grid.MAX_COORDINATE)
         ]
 
     # -- clusters --------------------------------------------------------------------------
@@ -490,20 +474,6 @@ class DicedArray(Handle):
     def _writable(self) -> Blocks:
         self._repo._check_writable(self._spec)
         return self._blocks(checked=True)
-
-
-def _runs(
-    chosen: grid.Selection, block_shape: tuple[int, ...], span: int
-) -> Iterator[tuple[tuple[slice, ...], tuple[int, ...], tuple[int, ...]]]:
-    """Yield the parts of a stepped selection: window in the result, and the box lo, hi."""
-    axes = zip(chosen.lo, chosen.shape, chosen.step, block_shape, strict=True)
-    for place in itertools.product(*(grid.runs(*axis, span) for axis in axes)):
-        parts = list(zip(place, chosen.lo, chosen.step, strict=True))
-        yield (
-            tuple(slice(first, first + count) for first, count in place),
-            tuple(low + first * step for (first, _), low, step in parts),
-            tuple(low + (first + count - 1) * step + 1 for (first, count), low, step in parts),
-        )
 
 
 def _slices(box: grid.Box) -> tuple[slice, ...]:

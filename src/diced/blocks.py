@@ -391,6 +391,19 @@ class Blocks:
         """Fill `out`, an array of a block's full shape, from an entry."""
         self._read_alone(entry, key, out, (0,) * self.spec.dims)
 
+    def payload(self, block: tuple[bytes, Entry | None]) -> tuple[str, memoryview] | None:
+        """Return the codec and the payload of a key's entry if it is one piece, else None."""
+        key, entry = block
+        if not isinstance(entry, tuple):
+            return None
+        try:
+            frame = self._check(self.home.read_frame(self.lane.id, entry), key, entry[2])
+        except CorruptError as error:
+            raise self._corrupt(key, entry, error) from error
+        if frame.units:
+            return None
+        return self._codec(frame.codec, self.spec.block_shape).spec, memoryview(frame.payload)
+
     def coords(self, state: State) -> Iterator[tuple[int, ...]]:
         """Yield the coordinates of the blocks present, in key order."""
         for key, _ in self.lane.scan(state, SPACE):

@@ -6,13 +6,17 @@ is open, locking (a lock has begun and can only go forward) or locked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import bisect
+import itertools
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from diced.errors import AmbiguousError, NotFoundError, near_matches
 
 OPEN, LOCKING, LOCKED = "open", "locking", "locked"
 MASTER = "master"
+_STEPS = re.compile("[0-9]{1,18}")  # of one ~N
 
 
 class Node:
@@ -32,21 +36,15 @@ class Node:
     status : str
         OPEN, LOCKING or LOCKED.
     note, user, created : str
+    updated : str
+        When it was last changed: its note, log or status.
     log : list of str
     """
 
     __slots__ = (
-        "branch",
-        "created",
-        "id",
-        "log",
-        "note",
-        "number",
-        "parents",
-        "status",
-        "user",
+        "branch", "created", "id", "log", "note", "number", "parents", "status", "updated", "user",
         "uuid",
-    )
+    )  # fmt: skip
 
     def __init__(self, node_id: str, fields: dict[str, Any]):
         self.id = node_id
@@ -58,20 +56,13 @@ class Node:
         self.note: str = fields["note"]
         self.user: str = fields["user"]
         self.created: str = fields["created"]
+        self.updated: str = fields.get("updated", self.created)
         self.log: list[str] = list(fields["log"])
 
     @property
     def locked(self) -> bool:
         """True once nothing can be written any more."""
         return self.status == LOCKED
-
-    def fields(self) -> dict[str, Any]:
-        """Return what is stored of the node."""
-        return {
-            "uuid": self.uuid, "number": self.number, "parents": list(self.parents),
-            "branch": self.branch, "status": self.status, "note": self.note,
-            "user": self.user, "created": self.created, "log": list(self.log),
-        }  # fmt: skip
 
 
 class VersionInfo:
@@ -118,6 +109,7 @@ class Dag:
         self.nodes = {node.id: node for node in nodes}
         self.tags = tags
         self._by_uuid = {node.uuid: node for node in self.nodes.values()}
+        self._ordered_uuids: list[str] | None = None
         self._children: dict[str, list[Node]] = {}
         for node in self.ordered():
             for parent in node.parents:
@@ -143,6 +135,15 @@ class Dag:
     def has_name(self, name: str) -> bool:
         """Tell whether a UUID, tag or branch is taken."""
         return self.has_uuid(name) or name in self.branches() or name == MASTER
+
+    def begun_by(self, prefix: str) -> list[Node]:
+        """Return the nodes whose UUID has a prefix."""
+        ordered = self._ordered_uuids
+        if ordered is None:  # at the first question of this kind
+            ordered = self._ordered_uuids = sorted(self._by_uuid)
+        first = bisect.bisect_left(ordered, prefix)
+        uuids = itertools.takewhile(lambda u: u.startswith(prefix), ordered[first:])
+        return [self._by_uuid[uuid] for uuid in uuids]
 
     def ancestry(self, node: Node) -> set[str]:
         """Return the ids of a node and all its ancestors."""
@@ -191,12 +192,12 @@ class Dag:
         branches = self.branches()
         if spec in branches:
             return branches[spec]
-        base, tilde, steps = spec.rpartition("~")
-        if tilde and steps.isdigit():
+        base, *steps = spec.split("~")
+        if steps and all(_STEPS.fullmatch(each) for each in steps):
             node = self.resolve(base)
-            for _ in range(int(steps)):
+            for _ in range(sum(map(int, steps))):
                 if not node.parents:
-                    raise NotFoundError(f"version {spec!r}: {node.uuid} has no parent")
+                    raise NotFoundError(f"version {spec!r:.100}: {node.uuid} has no parent")
                 node = self.nodes[node.parents[0]]
             return node
         prefix, colon, branch = spec.partition(":")
@@ -213,13 +214,22 @@ class Dag:
         return branches[name]
 
     def _prefix(self, prefix: str) -> Node:
-        found = [uuid for uuid in self._by_uuid if prefix and uuid.startswith(prefix)]
+        found = self.begun_by(prefix) if prefix else []
         if len(found) > 1:
             raise AmbiguousError(
                 f"version {prefix!r} is ambiguous: it begins {len(found)} UUIDs, "
-                + ", ".join(sorted(found)[:4])
+                + ", ".join(each.uuid for each in found[:4])
             )
         if not found:
             known = [*self._by_uuid, *self.tags, *self.branches()]
             raise NotFoundError(f"no version {prefix!r}" + near_matches(prefix, known))
-        return self._by_uuid[found[0]]
+        return found[0]
+
+
+def find_versions(dags: Mapping[str, Dag], spec: str) -> list[tuple[str, str]]:
+    """Return (name of the graph, id of the node) of all that a UUID, tag or prefix may mean.
+
+    A UUID or tag that is meant exactly hides what merely begins with it.
+    """
+    exact = [(name, dag.resolve(spec).id) for name, dag in dags.items() if dag.has_uuid(spec)]
+    return exact or [(name, node.id) for name, dag in dags.items() for node in dag.begun_by(spec)]

@@ -6,25 +6,52 @@ its descendants only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
 
+from diced import pool
 from diced._compress import lz4_compress, lz4_decompress
+from diced._crc32c import crc32c
 from diced.errors import CorruptError, InvalidError, NotFoundError, near_matches
 from diced.handle import Handle, together
 from diced.log import Entry
-from diced.segment import MAX_KEY, VALUE, Frames, frame_header
+from diced.segment import CHECK, HEADER, MAGIC, MAX_KEY, VALUE, Frames, frame_header
 from diced.spec import MAX_TEXT, check_text
 from diced.state import Change, State
 from diced.versioned import Lane
-
-if TYPE_CHECKING:
-    pass
 
 SPACE = 0
 INLINE_VALUE = 256
 RAW, LZ4 = 0, 1
 MAX_VALUE = 2**30
+SAMPLE = 2**18
+MANY = 256  # keys that are looked up at once
+AT_ONCE = 2**16  # bytes of a frame that are read rather than asked how large they are
+AHEAD = 16  # values that are read side by side where reading is a request
+
+
+class Value:
+    """A value as it was when it was found, whatever is written to its key meanwhile.
+
+    Attributes
+    ----------
+    size : int
+        Bytes.
+    """
+
+    __slots__ = ("_entry", "_key", "_lane", "_where", "size")
+
+    def __init__(self, lane: Lane, key: bytes, entry: Entry, where: str):
+        if not isinstance(entry, bytes) and entry[2] <= AT_ONCE:
+            entry = load_value(lane, SPACE, key, entry, where)
+        self._lane, self._key, self._entry, self._where = lane, key, entry, where
+        self.size = value_size(lane, key, entry, where)
+
+    def read(self, start: int = 0, stop: int | None = None) -> memoryview:
+        """Return its bytes from `start` up to and without `stop`."""
+        value = load_value(self._lane, SPACE, self._key, self._entry, self._where)
+        return memoryview(value)[start:stop]
 
 
 class KeyValueArray(Handle):
@@ -66,6 +93,14 @@ class KeyValueArray(Handle):
         return default if entry is None else self._value(lane, name, entry)
 
     @together()
+    def find(self, key: str) -> Value | None:
+        """Return a handle of the value that a key has now, or None; reads no large value."""
+        lane = self._lane()
+        name = self._key(key)
+        entry = lane.get(lane.refresh(), SPACE, name)
+        return None if entry is None else Value(lane, name, entry, self._where(name))
+
+    @together()
     def __contains__(self, key: object) -> bool:
         if not isinstance(key, str) or not key:
             return False
@@ -92,8 +127,39 @@ class KeyValueArray(Handle):
     ) -> Iterator[tuple[str, bytes]]:
         """Yield (key, value) in order of key; arguments as for `keys`."""
         lane = self._lane()
-        for key, entry in self._range(prefix, start, stop):
-            yield key.decode(), self._value(lane, key, entry)
+        found = self._range(prefix, start, stop)
+        yield from pool.map_ordered(
+            lambda each: (each[0].decode(), self._value(lane, *each)),
+            found,
+            AHEAD if self._repo.remote else 1,
+        )
+
+    def get_many(self, names: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
+        """Yield (key, value or None) in the order of `names`; all are of one moment."""
+        for name, lane, entry in self._entries(names):
+            key = name.encode()
+            yield name, None if entry is None else self._value(lane, key, entry)
+
+    def sizes(self, names: Iterable[str]) -> Iterator[tuple[str, int | None]]:
+        """Yield (key, bytes of its value or None) in the order of `names`, reading no value."""
+        for name, lane, entry in self._entries(names):
+            key = name.encode()
+            size = None if entry is None else value_size(lane, key, entry, self._where(key))
+            yield name, size
+
+    def _entries(self, names: Iterable[str]) -> Iterator[tuple[str, Lane, Entry | None]]:
+        lane, state = self._now()
+        rest = iter(names)
+        while some := list(islice(rest, MANY)):
+            ordered = sorted({self._key(name) for name in some})
+            found = dict(zip(ordered, lane.get_many(state, SPACE, ordered), strict=True))
+            for name in some:
+                yield name, lane, found[name.encode()]
+
+    @together()
+    def _now(self) -> tuple[Lane, State]:
+        lane = self._lane()
+        return lane, lane.refresh()
 
     def __iter__(self) -> Iterator[str]:
         return self.keys()
@@ -179,37 +245,13 @@ class KeyValueArray(Handle):
             self._commit(lane, lambda _state, _touched: change, operation)
 
     def _store(self, lane: Lane, name: bytes, value: bytes | str, frames: Frames) -> Entry:
-        try:
-            data = value.encode() if isinstance(value, str) else memoryview(value).tobytes()
-        except (TypeError, ValueError):  # no buffer, or not valid text
-            raise InvalidError(f"a value is bytes or valid text; got {value!r:.80}") from None
-        if len(data) > MAX_VALUE:
-            raise InvalidError(f"a value has at most {MAX_VALUE} bytes; got {len(data)}")
-        if len(data) <= INLINE_VALUE:
-            return data
-        payload, codec = lz4_compress(data), LZ4
-        if len(payload) >= len(data):
-            payload, codec = data, RAW
-        header = frame_header(VALUE, codec, 0, SPACE, lane.lane_bytes, name, len(data), payload)
-        segment, offset = frames.append([header, payload])
-        return segment, offset, len(header) + len(payload)
+        return store_value(lane, SPACE, name, value, frames)
 
     def _value(self, lane: Lane, name: bytes, entry: Entry) -> bytes:
-        if isinstance(entry, bytes):
-            return entry
-        frame = lane.home.read_frame(lane.id, entry)
-        where = f"key {name.decode()!r} of {self.name!r}"
-        if frame.kind != VALUE or frame.lane != lane.lane_bytes or frame.key != name:
-            raise CorruptError(f"{where}: the frame is of another key")
-        if frame.codec == RAW:
-            if len(frame.payload) != frame.raw:
-                raise CorruptError(f"{where}: {len(frame.payload)} bytes, not {frame.raw}")
-            return bytes(frame.payload)
-        if frame.codec != LZ4 or frame.raw > MAX_VALUE:
-            raise CorruptError(f"{where}: codec {frame.codec} of {frame.raw} bytes")
-        out = bytearray(frame.raw)
-        lz4_decompress(frame.payload, out)
-        return bytes(out)
+        return load_value(lane, SPACE, name, entry, self._where(name))
+
+    def _where(self, name: bytes) -> str:
+        return f"key {name.decode()!r} of {self.name!r}"
 
     # -- place -----------------------------------------------------------------------------
 
@@ -235,3 +277,88 @@ def _after_prefix(prefix: bytes) -> bytes | None:
     """Return the first key after all keys with this prefix, or None if there is no bound."""
     trimmed = prefix.rstrip(b"\xff")
     return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else None
+
+
+# -- values as entries of a lane: also of arrays of other kinds ----------------------------
+
+
+def store_value(lane: Lane, space: int, key: bytes, value: Any, frames: Frames) -> Entry:
+    """Return the entry of a value: itself if it is short, else a pointer to its frame.
+
+    Parameters
+    ----------
+    value : bytes-like or str
+        Text is stored as UTF-8.
+    frames : Frames
+        Of the commit that the entry will be in.
+
+    Raises
+    ------
+    InvalidError
+        It is neither, or has more than `MAX_VALUE` bytes.
+    """
+    try:
+        if isinstance(value, str):
+            data: Any = value.encode()
+        else:
+            view = memoryview(value)
+            flat = view.c_contiguous and view.ndim and view.nbytes
+            data = view.cast("B") if flat else view.tobytes()
+    except (TypeError, ValueError):  # no buffer, or not valid text
+        raise InvalidError(f"a value is bytes or valid text; got {value!r:.80}") from None
+    if len(data) > MAX_VALUE:
+        raise InvalidError(f"a value has at most {MAX_VALUE} bytes; got {len(data)}")
+    if len(data) <= INLINE_VALUE:
+        return bytes(data)
+    payload, codec = data, RAW
+    # What does not compress is known by a part: compressing takes as much memory again.
+    middle = len(data) // 2
+    if len(data) <= 4 * SAMPLE or len(lz4_compress(data[middle : middle + SAMPLE])) < SAMPLE:
+        packed = lz4_compress(data)
+        if len(packed) < len(data):
+            payload, codec = packed, LZ4
+    header = frame_header(VALUE, codec, 0, space, lane.lane_bytes, key, len(data), payload)
+    segment, offset = frames.append([header, payload])
+    return segment, offset, len(header) + len(payload)
+
+
+def load_value(lane: Lane, space: int, key: bytes, entry: Entry, where: str) -> bytes:
+    """Return the value behind an entry; `where` goes into messages.
+
+    Raises
+    ------
+    CorruptError
+    """
+    if isinstance(entry, bytes):
+        return entry
+    frame = lane.home.read_frame(lane.id, entry)
+    mine = frame.kind == VALUE and frame.lane == lane.lane_bytes
+    if not mine or frame.space != space or frame.key != key:
+        raise CorruptError(f"{where}: the frame is of another key")
+    if frame.codec == RAW:
+        if len(frame.payload) != frame.raw:
+            raise CorruptError(f"{where}: {len(frame.payload)} bytes, not {frame.raw}")
+        return bytes(frame.payload)
+    if frame.codec != LZ4 or frame.raw > MAX_VALUE:
+        raise CorruptError(f"{where}: codec {frame.codec} of {frame.raw} bytes")
+    out = bytearray(frame.raw)
+    lz4_decompress(frame.payload, out)
+    return bytes(out)
+
+
+def value_size(lane: Lane, key: bytes, entry: Entry, where: str) -> int:
+    """Return the bytes of the value behind an entry, without reading the value.
+
+    Raises
+    ------
+    CorruptError
+    """
+    if isinstance(entry, bytes):
+        return len(entry)
+    head = bytearray(HEADER.size + len(key) + CHECK.size)
+    lane.home.read_into(lane.id, *entry[:2], head)
+    fields = HEADER.unpack_from(head)
+    body = memoryview(head)[: -CHECK.size]
+    if fields[0] != MAGIC or crc32c(body) != CHECK.unpack_from(head, len(body))[0]:
+        raise CorruptError(f"{where}: there is no frame, or it does not match its checksum")
+    return int(fields[6])

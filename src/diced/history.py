@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from diced import actor, keys, log, pool
-from diced.dag import LOCKED, LOCKING, OPEN, Dag, Node
+from diced.dag import LOCKED, LOCKING, MASTER, OPEN, Dag, Node
 from diced.engine.base import Engine
 from diced.errors import (
     AlreadyExistsError,
     CorruptError,
-    InvalidError,
     LockedError,
     NotFoundError,
     near_matches,
@@ -26,43 +25,20 @@ from diced.errors import (
 from diced.home import Home
 from diced.log import Record
 from diced.meta import Edits, Meta, Tables
+from diced.names import check_label, check_name
 from diced.spec import ArraySpec
 from diced.state import Base
 from diced.versioned import Lane
 
-NODES, ARRAYS, TAGS, COUNTERS, DEAD, GONE = 0, 1, 2, 3, 4, 5
-SPACES = (NODES, ARRAYS, TAGS, COUNTERS, DEAD, GONE)
-MAX_NAME = 1024
+NODES, ARRAYS, TAGS, COUNTERS, DEAD, GONE, LOG = 0, 1, 2, 3, 4, 5, 6
+SPACES = (NODES, ARRAYS, TAGS, COUNTERS, DEAD, GONE, LOG)
 MAX_KEPT = 2048  # lanes, and lock objects, that a process remembers per repo
-
-
-def check_name(what: str, name: Any) -> str:
-    """Return a repo, array, branch or tag name, or raise InvalidError."""
-    if not isinstance(name, str) or not name:
-        raise InvalidError(f"{what} name is non-empty text; got {name!r}")
-    if len(name) > MAX_NAME or any(ord(c) < 32 or ord(c) == 127 for c in name):
-        raise InvalidError(
-            f"{what} name has at most {MAX_NAME} characters and no control characters; got {name!r}"
-        )
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise InvalidError(f"{what} name is not valid text: {name!r}") from None
-    return name
-
-
-def check_label(what: str, name: Any) -> str:
-    """Return a branch or tag name: what `Dag.resolve` gives a meaning to cannot be in it."""
-    check_name(what, name)
-    if "~" in name or ":" in name:
-        raise InvalidError(f"{what} name cannot hold '~' or ':'; got {name!r}")
-    return str(name)
 
 
 class View:
     """One reading of a repo's metadata: everything in it is of the same record number."""
 
-    __slots__ = ("arrays", "by_name", "counters", "dag", "dead", "gone", "number")
+    __slots__ = ("arrays", "by_name", "counters", "dag", "dead", "gone", "log", "number")
 
     def __init__(self, number: int, tables: Tables):
         self.number = number
@@ -75,6 +51,7 @@ class View:
         self.counters = tables[COUNTERS]
         self.dead = {key.hex(): name for key, name in tables[DEAD].items()}
         self.gone = {key.hex() for key in tables[GONE]}  # swept, which a late writer may not know
+        self.log: list[str] = [line for _, each in sorted(tables[LOG].items()) for line in each]
 
 
 class History:
@@ -119,6 +96,11 @@ class History:
                 self._view = view
         return view
 
+    @property
+    def seen(self) -> bool:
+        """True if `known` costs nothing."""
+        return self._view is not None
+
     def known(self) -> View:
         """Return metadata that may be old: enough for what never changes."""
         return self._view or self.view()
@@ -151,11 +133,18 @@ class History:
             "status": OPEN, "note": note, "user": self.user, "created": log.now(), "log": [],
         }  # fmt: skip
 
-    def branch(self, node_id: str, note: str, branch: str | None, uuid: str | None) -> Node:
+    def branch(
+        self,
+        node_id: str,
+        note: str,
+        branch: str | None,
+        uuid: str | None,
+        strict: bool = False,
+    ) -> Node:
         """Create a child of a locked node.
 
         Without a name the child goes on with its parent's branch, or, where that has a child
-        already, begins a branch named after its own UUID.
+        already, begins a branch named after its own UUID; `strict` refuses to begin one.
         """
         child = keys.new_id()
         public = uuid or keys.new_uuid()
@@ -175,6 +164,11 @@ class History:
             name = branch
             if name is None:
                 same = any(each.branch == parent.branch for each in dag.children(parent))
+                if same and strict:
+                    raise AlreadyExistsError(
+                        "branch already exists with given name: version"
+                        f" {parent.uuid} has a child on branch {parent.branch or MASTER!r}"
+                    )
                 name = public[:12] if same else parent.branch
             elif dag.has_name(name):
                 raise AlreadyExistsError(f"a branch, tag or version {name!r} exists already")
@@ -191,9 +185,15 @@ class History:
         def edit(tables: Tables, _number: int) -> Edits:
             fields = dict(tables[NODES][bytes.fromhex(node_id)])
             change(fields)
+            fields["updated"] = log.now()
             return [(NODES, bytes.fromhex(node_id), fields)]
 
         self._transact(edit, op)
+
+    def add_log(self, lines: Sequence[str]) -> None:
+        """Append lines to the log of the repo as a whole."""
+        stamped = [f"{log.now()}  {line}" for line in lines]
+        self._transact(lambda _tables, number: [(LOG, number.to_bytes(8, "big"), stamped)], "log")
 
     def tag(self, name: str, node_id: str) -> None:
         """Name a locked node."""
@@ -214,8 +214,8 @@ class History:
 
     # -- locking ---------------------------------------------------------------------------
 
-    def lock(self, node_id: str, note: str) -> None:
-        """Lock a node: afterwards nothing at it can change."""
+    def lock(self, node_id: str, note: str, lines: Sequence[str] = ()) -> None:
+        """Lock a node, with a last note and lines for its log: nothing at it changes any more."""
 
         def edit(tables: Tables, _number: int) -> Edits:
             fields = dict(tables[NODES][bytes.fromhex(node_id)])
@@ -223,7 +223,8 @@ class History:
                 raise LockedError(f"version {fields['uuid']} is locked already")
             if fields["status"] == LOCKING:
                 return []
-            fields.update(status=LOCKING, note=note)
+            stamped = [f"{log.now()}  {line}" for line in lines]
+            fields.update(status=LOCKING, note=note, log=[*fields["log"], *stamped])
             return [(NODES, bytes.fromhex(node_id), fields)]
 
         self._transact(edit, "lock")
@@ -307,6 +308,8 @@ class History:
                 raise LockedError(f"array {name!r} cannot be created: {why}")
             if name in view.by_name:
                 raise AlreadyExistsError(f"an array {name!r} exists already in this repo")
+            if fields.get("of", array_id) not in {*view.arrays, array_id}:
+                raise NotFoundError(f"the array that {name!r} is made of was deleted")
             stored = {**fields, "node": node_id, "created": log.now(), "user": self.user}
             return [(ARRAYS, bytes.fromhex(array_id), stored)]
 
@@ -328,14 +331,19 @@ class History:
         self._transact(edit, "edit array")
 
     def delete_array(self, name: str) -> None:
-        """Make an array invisible everywhere; its bytes are swept later."""
+        """Make an array, and what is derived of it, invisible; its bytes are swept later."""
 
         def edit(tables: Tables, number: int) -> Edits:
             view = View(number, tables)
             if name not in view.by_name:
                 raise NotFoundError(f"no array {name!r}" + near_matches(name, view.by_name))
-            key = bytes.fromhex(view.by_name[name].id)
-            return [(ARRAYS, key, None), (DEAD, key, name)]
+            gone = view.by_name[name]
+            derived = [each for each in view.arrays.values() if each.fields.get("of") == gone.id]
+            edits: Edits = []
+            for each in [gone, *derived]:
+                key = bytes.fromhex(each.id)
+                edits += [(ARRAYS, key, None), (DEAD, key, each.name)]
+            return edits
 
         self._transact(edit, f"delete array {name}")
 

@@ -16,8 +16,10 @@ from diced.blocks import CONSTANT, SPACE, Blocks
 from diced.errors import CorruptError, NotFoundError
 from diced.files import LZ4, MAX_VALUE, RAW
 from diced.home import Home
+from diced.levelcheck import LevelCheck
 from diced.log import Entry, Pointer, Record
 from diced.pieces import PIECES
+from diced.pyramid import CATALOG, KIND
 from diced.report import (
     REBUILD,
     RESTORE,
@@ -215,6 +217,9 @@ class LaneCheck:
         self._parent: Base | None = None
         self._pending: list[int] = []
         self._hit: dict[tuple[str, str], list[str]] = {}  # (kind, key) -> what is hit
+        self._level = None
+        if spec is not None and spec.kind == KIND:
+            self._level = LevelCheck(owner.pages, owner.report, where)
         self._blocks = None
         if spec is not None and spec.dtype is not None:
             self._blocks = Blocks(owner.home, lane, spec, 1)
@@ -424,6 +429,8 @@ class LaneCheck:
                     self._hit.setdefault((wrong, place), []).append(self._name(key))
                 elif owner.full:
                     owner.read_later(self, space, key, entry)
+            elif entry is not None and space == CATALOG and self._level is not None:
+                self._entries(SPACE, self._level.blocks(entry, source), source)
             elif entry is not None and self._blocks is not None and space == SPACE:
                 size = len(CONSTANT) + len(self.spec.fill)  # type: ignore[union-attr]
                 if entry[:1] != CONSTANT or len(entry) != size:

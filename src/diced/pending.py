@@ -119,6 +119,23 @@ class Pending:
             self._encoder.merges(merges, self._whole)
         self.broken = broken
 
+    def scatter(self, state: State, patches: dict[bytes, Patch], box: grid.Box) -> None:
+        """Add parts of blocks that are no boxes; `box` is around them all."""
+        self.box = grid.union(self.box, box)
+        broken, self.broken = self.broken, True
+        if not self._late.keys().isdisjoint(patches):
+            self._encode_late()
+        merges = []
+        names = sorted(patches)
+        known = self.blocks.lane.get_many(state, SPACE, names)
+        for key, entry in zip(names, known, strict=True):
+            if key in self._whole:
+                merges.append(Merge(key, self._whole[key], [patches[key]], entry))
+            else:
+                self._parts.setdefault(key, []).append(patches[key])
+        self._encoder.merges(merges, self._whole)
+        self.broken = broken
+
     def _keep_late(
         self, source: np.ndarray, cut: grid.Cut, rows: list[int], known: list[Entry | None]
     ) -> None:

@@ -3,8 +3,9 @@
 A table from (group, name) to a ``"module:function"`` string, resolved at first use, so that a
 lower layer can reach an upper one's code by name and an unused engine costs no import.  This is
 the only module that calls importlib.  Third parties add entries with the entry-point groups
-``diced.engine``, ``diced.codec``, ``diced.kind`` and ``diced.datatype``; those are scanned only for names that are
-not in the table, because importing ``importlib.metadata`` takes tens of milliseconds.
+``diced.engine``, ``diced.codec``, ``diced.kind``, ``diced.datatype`` and ``diced.store``; those are
+scanned only for names that are not in the table, because importing ``importlib.metadata`` takes
+tens of milliseconds.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ from diced.errors import (
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-GROUPS = ("engine", "codec", "kind", "datatype", "store")
+GROUPS = ("engine", "codec", "kind", "datatype", "store", "service")
 
+_IMAGES = (
+    "uint8blk", "uint16blk", "uint32blk", "uint64blk", "float32blk", "rgba8blk",
+)  # fmt: skip
 _targets: dict[str, dict[str, object]] = {
     "engine": {
         "file": "diced.engine.local:open_local",
@@ -39,23 +43,24 @@ _targets: dict[str, dict[str, object]] = {
         "roi": "diced.roi:RoiArray",
         "imagetile": "diced.tiles:TileArray",
         "labelgraph": "diced.graph:GraphArray",
+        "pyramid": "diced.multiscale:Level",
     },
     # Data types of the server, by the name they have on the wire.
     "datatype": {
-        **{
-            name: f"diced.server.images:{name.upper()}"
-            for name in (
-                "uint8blk", "uint16blk", "uint32blk", "uint64blk", "float32blk", "rgba8blk",
-            )  # fmt: skip
-        },
+        **{name: f"diced.server.images:{name.upper()}" for name in _IMAGES},
         "labelblk": "diced.server.labelblk:TYPE",
         "keyvalue": "diced.server.keyvalue:TYPE",
         "roi": "diced.server.roi:TYPE",
         "imagetile": "diced.server.imagetile:TYPE",
         "labelgraph": "diced.server.labelgraph:TYPE",
     },
+    # What a store can start beside itself.
+    "service": {"http": "diced.server.serve:start_background"},
     # Stores that are no location of an engine, by scheme.
-    "store": {"dvid": "diced.remote.store:RemoteStore"},
+    "store": {
+        scheme: "diced.remote.store:RemoteStore"
+        for scheme in ("dvid", "dvid+http", "dvid+https", "dvids")
+    },
 }
 _resolved: dict[tuple[str, str], object] = {}
 _lock = threading.Lock()
@@ -81,7 +86,7 @@ def register(group: str, name: str, target: object, *, replace: bool = False) ->
 
     Parameters
     ----------
-    group : {"engine", "codec", "kind", "datatype", "store"}
+    group : {"engine", "codec", "kind", "datatype", "store", "service"}
         For "engine" and "store" the name is a URL scheme.
     name : str
         What `lookup` will be asked for.
@@ -132,6 +137,11 @@ def lookup(group: str, name: str) -> object:
         found = _load_entry_point(group, name)
     _resolved[group, name] = found
     return found
+
+
+def is_listed(group: str, name: str) -> bool:
+    """Tell whether a name is known without a look at other packages."""
+    return name in _table(group)
 
 
 def names(group: str) -> list[str]:

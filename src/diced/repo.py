@@ -32,6 +32,8 @@ FILES = ".files"
 META = ".meta"
 RESTRICTIONS = "restrictions"
 OPEN_NODE = "(open node)"
+# Kinds that need no package; asking what is installed takes milliseconds.
+BUILT_IN = frozenset(("image", "label", "keyvalue", "roi", "imagetile", "labelgraph"))
 
 
 class DicedRepo:
@@ -230,7 +232,7 @@ class DicedRepo:
         return [
             (name, ArrayDtype[spec.dtype.name])
             for name, spec in visible.items()
-            if spec.dtype is not None and name not in hidden
+            if spec.dtype is not None and name not in hidden and "of" not in spec.fields
         ]
 
     def _hidden(self, visible: dict[str, ArraySpec]) -> set[str]:
@@ -484,7 +486,7 @@ class DicedRepo:
         self._spec(spec)
         if spec.versioned and self._is_locked(self._history.known(), self._node_id):
             raise LockedError(f"{spec.name!r}: {self._locked_message()}")
-        if spec.kind not in ("image", "label", "keyvalue") and not self._is_known(spec):
+        if spec.kind not in BUILT_IN and not self._is_known(spec):
             raise UnsupportedError(
                 f"array {spec.name!r} is of kind {spec.kind!r}, whose package is not installed;"
                 " it can only be read"

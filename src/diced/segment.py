@@ -216,10 +216,14 @@ class Frames:
     Attributes
     ----------
     segments : set of Appender
+    rides : bool
+        They may go behind their record, as far as that is so on the engine: only its own entries
+        lead to them.
     """
 
     def __init__(self, writer: SegmentWriter):
         self.segments: set[Appender] = set()
+        self.rides = True
         self._writer = writer
 
     def append(self, chunks: Sequence[Any]) -> tuple[int, int]:
@@ -243,7 +247,7 @@ class Frames:
 
     def riding(self, most: int) -> tuple[int, bytes] | None:
         """Return (segment id, bytes) if all is one segment of at most `most` bytes in memory."""
-        if len(self.segments) == 1:
+        if self.rides and len(self.segments) == 1:
             (only,) = self.segments
             if only.size <= most and (held := only.held(0, only.size)) is not None:
                 return keys.object_id(only.key), held

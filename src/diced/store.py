@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
-from diced import actor, jsontext, keys, log, pool
+from diced import actor, keys, log, pool, registry, storefile
 from diced.attrs import Attributes
+from diced.dag import find_versions
 from diced.engine import open_engine
 from diced.errors import (
     AlreadyExistsError,
@@ -16,22 +18,19 @@ from diced.errors import (
     CorruptError,
     DicedException,
     InvalidError,
-    LocationError,
     NotFoundError,
     ReadOnlyError,
     UnsupportedError,
     near_matches,
 )
-from diced.history import History, check_name
+from diced.history import History, View
 from diced.home import Home
 from diced.meta import DEAD, GONE, INFO, REPOS, Edits, Meta, Tables
+from diced.names import all_names, check_label, check_name, named
 from diced.repo import FILES, META, DicedRepo
 from diced.state import Base
 from diced.sweep import Sweeper
 from diced.versioned import Lane
-
-FORMAT = 1
-FEATURES: frozenset[str] = frozenset()  # required features that this diced knows
 
 DURABILITIES = ("power", "process")
 
@@ -42,9 +41,13 @@ class DicedStore:
     Parameters
     ----------
     location : str or os.PathLike
-        A path, ``memory://``, ``memory://name``, or ``gs://bucket/prefix``.
-    port, rpcport, appdir : optional
-        As of old. Opening a location starts no server.
+        A path, ``memory://``, ``memory://name``, ``gs://bucket/prefix``, or ``dvid://host:port``:
+        any DVID server, whose further options are those of `diced.remote.store.RemoteStore`.
+    port, rpcport : int, optional
+        Where an HTTP server answers for this store until it is closed, as `serve` does. Without
+        them opening a location starts no server.
+    appdir : optional
+        As of old, and without meaning.
     permissionfile : str, optional
         Credentials file for a bucket; with it a bare bucket name means ``gs://``.
     readonly : bool
@@ -72,6 +75,20 @@ class DicedStore:
     LocationError, AccessError, UnsupportedError
     """
 
+    # Most bytes of voxels that one batch can hold, where that is less than memory.
+    batch_bytes: int | None = None
+
+    def __new__(cls, location: Any = None, *_args: Any, **_options: Any) -> DicedStore:
+        """Return an object of the class that a location's scheme stands for."""
+        found: Any = cls
+        if cls is DicedStore and isinstance(location, str) and "://" in location:
+            scheme = location.partition("://")[0].lower()
+            if not registry.is_listed("engine", scheme):
+                with contextlib.suppress(NotFoundError):  # the engines will say what there is
+                    found = registry.lookup("store", scheme)
+        made: DicedStore = super().__new__(found)
+        return made
+
     def __init__(
         self,
         location: str | os.PathLike[str],
@@ -98,18 +115,17 @@ class DicedStore:
                 f"cache_bytes and block_cache_bytes are at least 0; got {cache_bytes}"
                 f" and {block_cache_bytes}"
             )
-        if port is not None or rpcport is not None:
-            raise UnsupportedError("this version of diced has no server to start at a port")
         url = os.fspath(location)
         if permissionfile is not None and "/" not in url:
             url = f"gs://{url}"
         self.readonly = readonly
         self.closed = False
+        self._servers: list[Any] = []
         self.threads = threads or pool.default_threads()
         self.durability = durability
         self.cache_bytes = cache_bytes
         self.block_cache_bytes = block_cache_bytes
-        self.user = user if user is not None else _login_name()
+        self.user = user if user is not None else actor.login_name()
         if max_age is not None and not (isinstance(max_age, int | float) and max_age >= 0):
             raise InvalidError(f"max_age is at least 0 seconds; got {max_age!r}")
         if permissionfile is not None and not url.lower().startswith("gs://"):
@@ -129,7 +145,7 @@ class DicedStore:
             self.engine.max_age = max_age
         self.url = self.engine.url
         try:
-            self.uuid = self._open(create and not readonly)
+            self.uuid = storefile.open_store(self.engine, create and not readonly)
         except DicedException:
             self.engine.close()
             raise
@@ -141,6 +157,13 @@ class DicedStore:
         with contextlib.suppress(CorruptError):
             if not readonly and self._meta.read()[1][DEAD]:
                 self._sweep_later()
+        if port is not None or rpcport is not None:
+            ports = [each for each in (port, rpcport) if each is not None]
+            try:
+                self.serve(ports[0], also=tuple(("127.0.0.1", each) for each in ports[1:]))
+            except DicedException:
+                self.close()
+                raise
 
     def renew(self) -> None:
         """Forget what was read: a rebuild replaces what otherwise never changes."""
@@ -149,84 +172,66 @@ class DicedStore:
         for history in list(self._histories.values()):
             history.renew()
 
-    def _open(self, create: bool) -> str:
-        """Return the store's UUID, after making or checking ``diced.json``."""
-        try:
-            data = self.engine.get(keys.STORE_FILE)
-        except NotFoundError:
-            data = self._found(create)
-        try:
-            fields = jsontext.loads(data)
-            found, uuid, required = fields["format"], fields["store"], set(fields["required"])
-        except (ValueError, KeyError, TypeError):
-            raise CorruptError(f"{self.url}: {keys.STORE_FILE} is not what diced writes") from None
-        if found != FORMAT or required - FEATURES:
-            raise UnsupportedError(
-                f"{self.url} has format {found} with features {sorted(required)};"
-                f" this diced reads format {FORMAT} with {sorted(FEATURES)}"
-            )
-        return str(uuid)
-
-    def _found(self, create: bool) -> bytes:
-        """Make the store where there is none; return its file."""
-        listed = self.engine.list("")
-        first = next((key for key in listed if not key.startswith(keys.BESIDE)), None)
-        if first is not None and first.split("/")[0] in ("r", keys.STORE_HOME):
-            raise LocationError(f"{self.url} lost its {keys.STORE_FILE}; restore it")
-        if not create:
-            raise LocationError(f"{self.url} holds no diced store")
-        if first is not None:
-            raise LocationError(f"{self.url} is neither a diced store nor empty")
-        data = jsontext.dumps(
-            {"format": FORMAT, "store": keys.new_uuid(), "required": [], "created": log.now()}
-        )
-        if self.engine.put_if_absent(keys.STORE_FILE, data, os.urandom(16)):
-            return data
-        return self.engine.get(keys.STORE_FILE)  # another process made it in this moment
-
     # -- repos -----------------------------------------------------------------------------
 
-    def create_repo(self, name: str, description: str = "") -> DicedRepo:
+    def create_repo(
+        self, name: str, description: str = "", *, uuid: str | None = None, alias: bool = False
+    ) -> DicedRepo:
         """Create a repo and return it at its root version.
+
+        Parameters
+        ----------
+        name, description : str
+        uuid : str, optional
+            UUID of the root version, if it is decided elsewhere. No version of any repo has it.
+        alias : bool
+            The name may be empty or another repo's, as DVID has it. Then the repo gets one that
+            is made of it and the UUID, and `repo_info` has ``alias``.
 
         Raises
         ------
         AlreadyExistsError, InvalidError, ReadOnlyError
         """
         self._check_writable()
-        check_name("repo", name)
-        if name in self._names():
+        if name or not alias:
+            check_name("repo", name)
+        if not alias and name in self._names():
             raise AlreadyExistsError(f"a repo {name!r} exists already in {self.url}")
+        if uuid is not None:
+            self._check_new_uuid(uuid)
         fields = {
-            "name": name, "uuid": keys.new_uuid(), "description": str(description),
+            "name": name, "uuid": uuid or keys.new_uuid(), "description": str(description),
             "created": log.now(), "user": self._actor,
         }  # fmt: skip
-        while (found := self._create(fields)) is None:
+        while (found := self._create(fields, alias)) is None:
             pass  # a sweep of orphans took it for given up: every such sweep does so but once
         return found
 
-    def _create(self, fields: dict[str, Any]) -> DicedRepo | None:
+    def _create(self, fields: dict[str, Any], alias: bool = False) -> DicedRepo | None:
         """Found a repo and enter its name; None if what was founded was swept before."""
         name, repo_id = fields["name"], keys.new_id()
         key = repo_id.encode()
         history = self._history(repo_id)
         hidden = [{"name": each, "kind": "keyvalue", "versioned": True} for each in (META, FILES)]
         history.found(fields["uuid"], hidden)
-        taken = False
+        taken = ""
 
         def edit(tables: Tables, _number: int) -> Edits:
             nonlocal taken
-            taken = any(each["name"] == name for each in tables[REPOS].values())
+            others = tables[REPOS].values()
+            new = named(fields, name, others) if alias else fields
+            clashes = [each for each in (new["name"], new["uuid"]) if each in all_names(others)]
+            taken = f"a repo {clashes[0]!r} exists" if clashes else ""
             if key in tables[DEAD] or key in tables[GONE]:
                 return []
             # What was founded is unreachable if the name is taken; the sweep takes it.
-            return [(DEAD, key, name) if taken else (REPOS, key, fields)]
+            return [(DEAD, key, name) if taken else (REPOS, key, new)]
 
         self._meta.transact(edit, op=f"create repo {name}", user=self._actor)
         if key not in self._repos():
             self._histories.pop(repo_id, None)
             if taken:
-                raise AlreadyExistsError(f"a repo {name!r} exists already in {self.url}")
+                raise AlreadyExistsError(f"{taken} already in {self.url}")
             return None
         return DicedRepo(self, repo_id, history, history.view().dag.root.id, False)
 
@@ -275,28 +280,25 @@ class DicedStore:
 
     def _find(self, spec: str, names: dict[str, str]) -> tuple[str, str]:
         """Find the repo and node of a UUID, prefix or tag."""
-        exact, found = [], []
-        for repo_id in names.values():
-            dag = self._history(repo_id).view().dag
-            if dag.has_uuid(spec):
-                node = dag.resolve(spec)
-                exact.append((repo_id, node.id, node.uuid))
-            found += [
-                (repo_id, node.id, node.uuid)
-                for node in dag.nodes.values()
-                if node.uuid.startswith(spec)
-            ]
-        found = exact or found
+        dags = {repo_id: view.dag for repo_id, view in self._views(names.values()).items()}
+        found = find_versions(dags, spec)
         if len(found) > 1:
+            uuids = sorted(dags[repo_id].nodes[node_id].uuid for repo_id, node_id in found)
             raise AmbiguousError(
-                f"{spec!r} is ambiguous: it means {len(found)} versions, "
-                + ", ".join(sorted(each[2] for each in found)[:4])
+                f"{spec!r} is ambiguous: it means {len(found)} versions, " + ", ".join(uuids[:4])
             )
         if not found:
             raise NotFoundError(
                 f"no repo or version {spec!r} in {self.url}" + near_matches(spec, names)
             )
-        return found[0][0], found[0][1]
+        return found[0]
+
+    def _views(self, repo_ids: Iterable[str]) -> dict[str, View]:
+        """Return the newest metadata of repos, asked for side by side where that saves time."""
+        names = list(repo_ids)
+        threads = pool.LIMIT if self.engine.remote else 1
+        views = pool.map_ordered(lambda name: self._history(name).view(), names, threads)
+        return dict(zip(names, views, strict=True))
 
     def list_repos(self) -> list[tuple[str, str]]:
         """Return (name, UUID of the root version) of every repo, by name."""
@@ -307,26 +309,31 @@ class DicedStore:
         return str(self._repo_fields(self._repo_id(name))["uuid"])
 
     def repo_info(self, name: str) -> dict[str, Any]:
-        """Return a repo's name, uuid, description, created and user."""
+        """Return a repo's name, uuid, description, created and user, and what else is known."""
         return dict(self._repo_fields(self._repo_id(name)))
 
-    def rename_repo(self, name: str, new_name: str) -> None:
-        """Give a repo another name."""
-        check_name("repo", new_name)
+    def rename_repo(self, name: str, new_name: str, *, alias: bool = False) -> None:
+        """Give a repo another name; with `alias` as for `create_repo`."""
+        if new_name or not alias:
+            check_name("repo", new_name)
 
         def change(fields: dict[str, Any], tables: Tables) -> None:
-            if any(each["name"] == new_name for each in tables[REPOS].values()):
+            others = [each for each in tables[REPOS].values() if each["uuid"] != fields["uuid"]]
+            taken = new_name in all_names(others)
+            if not alias and (taken or fields["name"] == new_name):
                 raise AlreadyExistsError(f"a repo {new_name!r} exists already in {self.url}")
-            fields["name"] = new_name
+            new = named(fields, new_name, others)
+            fields.clear()
+            fields.update(new)
 
-        self._edit_repo(name, change, f"rename repo {name} to {new_name}")
+        self._edit_repo(name, change, f"rename repo to {new_name}")
 
     def describe_repo(self, name: str, description: str) -> None:
         """Replace a repo's description."""
         self._edit_repo(
             name,
             lambda fields, _tables: fields.update(description=str(description)),
-            f"describe repo {name}",
+            "describe repo",
         )
 
     def _edit_repo(self, name: str, change: Any, op: str) -> None:
@@ -356,7 +363,7 @@ class DicedStore:
                 raise NotFoundError(f"repo {name!r} was deleted already")
             return [(REPOS, key, None), (DEAD, key, tables[REPOS][key]["name"])]
 
-        self._meta.transact(edit, op=f"delete repo {name}", user=self._actor)
+        self._meta.transact(edit, op="delete repo", user=self._actor)
         history = self._histories.pop(key.decode(), None)
         if history is not None:
             history.home.close()
@@ -384,6 +391,12 @@ class DicedStore:
     def _sweep_later(self, repo_id: str = "") -> None:
         """Sweep in the background: deleted repos, or deleted arrays of one repo."""
         self._sweeper.later(repo_id)
+
+    def _check_new_uuid(self, uuid: str) -> None:
+        """Raise AlreadyExistsError if a version of any repo has a UUID, or a tag of that name."""
+        check_label("version", uuid)
+        if any(view.dag.has_uuid(uuid) for view in self._views(self._names().values()).values()):
+            raise AlreadyExistsError(f"UUID already exists in datastore: {uuid!r:.80}")
 
     # -- information -----------------------------------------------------------------------
 
@@ -413,7 +426,7 @@ class DicedStore:
         return f"<DicedStore {self.url}{mode}>"
 
     def acting(self, user: str) -> contextlib.AbstractContextManager[None]:
-        """Have what this thread commits inside a ``with`` block record `user`, here and in repos."""
+        """Have what this thread commits in a ``with`` block record `user`, here and in repos."""
         return actor.acting(user)
 
     # -- for repos -------------------------------------------------------------------------
@@ -463,8 +476,46 @@ class DicedStore:
         if self.readonly:
             raise ReadOnlyError(f"{self.url} was opened read-only")
 
+    def serve(self, port: int = 8000, host: str = "127.0.0.1", **options: Any) -> Any:
+        """Answer HTTP requests, beside what this program does, until the store is closed.
+
+        Parameters
+        ----------
+        port : int
+            0 takes a free one.
+        host : str
+            Only this machine unless told.
+        **options
+            Of `diced.server.options.Options`, such as ``mode="readonly"``.
+
+        Returns
+        -------
+        diced.server.serve.Background
+            With ``url`` and ``close()``.
+
+        Raises
+        ------
+        UnsupportedError
+            The packages of the extra ``server`` are missing.
+        InvalidError
+            The address cannot be listened at.
+        """
+        if not hasattr(self, "engine"):
+            raise UnsupportedError(f"{self.url} is served already, by another server")
+        start: Any = registry.lookup("service", "http")
+        own = {
+            "durability": self.durability, "threads": self.threads, "user": self.user,
+            "permissionfile": self.permissionfile,
+        }  # fmt: skip
+        given = {"mode": "readonly" if self.readonly else "", "store": own, **options}
+        server = start(self.url, host=host, port=port, **given)
+        self._servers.append(server)
+        return server
+
     def close(self) -> None:
         """Close files. Nothing is lost without it: what was acknowledged is stored."""
+        while self._servers:
+            self._servers.pop().close()
         for history in list(self._histories.values()):
             history.home.close()
         self._home.close()
@@ -515,13 +566,3 @@ def _reopen_repo(
     if node_id not in history.view().dag.nodes:
         raise NotFoundError(f"the pickled version is not in {url}")
     return DicedRepo(store, repo_id, history, node_id, readonly)
-
-
-def _login_name() -> str:
-    """Return the login name from the user database; only the command line reads environments."""
-    import pwd
-
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())

@@ -28,6 +28,7 @@ from diced.home import Home
 from diced.log import Record
 from diced.meta import DEAD, GONE, REPOS, Edits, Meta, Tables
 from diced.proposal import parts_of
+from diced.pyramid import packs_in
 from diced.state import Base
 
 if TYPE_CHECKING:
@@ -234,8 +235,9 @@ def remove_all(engine: Engine, names: list[str]) -> int:
 def _belongings(home: Home, array_id: str) -> list[str]:
     """Return the page packs of a dead array, and its segments where no other array can have a part.
 
-    A pack is made by one fold of one lane. Other segments than those that a commit says to be its
-    own are shared by all arrays, and a living writer may add to one at any time.
+    A pack is made by one fold of one lane, or by one commit to a level of a pyramid. Other segments
+    than those that a commit says to be its own are shared by all arrays, and a living writer may
+    add to one at any time.
     """
     packs: dict[int, None] = {}
     segments: set[int] = set()
@@ -252,14 +254,17 @@ def _belongings(home: Home, array_id: str) -> list[str]:
                 )
             else:
                 segments.update(_own(home.engine, key, kind, rest))
+                if kind == keys.EPOCH:
+                    found = Record.decode(home.engine.get(key), key)
+                    packs.update(dict.fromkeys(packs_in(found.delta)))
     for node in sorted(nodes - {keys.NO_NODE}):
         with contextlib.suppress(*_LOST):
             key = keys.lock(home.prefix, node)
             lanes = Record.decode(home.engine.get(key), key).head["lanes"]
             if array_id in lanes:
                 _visit(home, Base.parse(lanes[array_id]), packs, visited)
-    found = [keys.segment(home.prefix, each) for each in sorted(segments)]
-    return found + [keys.pack(home.prefix, each) for each in packs]
+    owned = [keys.segment(home.prefix, each) for each in sorted(segments)]
+    return owned + [keys.pack(home.prefix, each) for each in packs]
 
 
 def _own(engine: Engine, key: str, kind: str, rest: list[str]) -> Iterator[int]:

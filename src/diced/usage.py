@@ -15,6 +15,7 @@ from diced.errors import CorruptError, NotFoundError
 from diced.history import History, View
 from diced.log import RIDES, Entry, Pointer, Record
 from diced.moment import moment
+from diced.pyramid import CATALOG, KIND, blocks_in, stored_in
 from diced.segment import COMMIT
 from diced.session import BEGUN, OVER, SESSIONS
 from diced.spec import ArraySpec
@@ -213,6 +214,12 @@ def _changes(history: History, spec: ArraySpec, node: Node) -> Iterator[Entry | 
     """Yield the entries of an array in which a version differs from its parent."""
     load = history.home.load
     base = Base()
+    if spec.kind == KIND:  # what a level of a pyramid holds is in trees of its own
+        lane = history.lane(spec, node.id)
+        entries = lane.scan(lane.refresh(), CATALOG)
+        stored = stored_in({CATALOG: dict(entries)}, spec.name)
+        yield from (entry for _, entry in blocks_in(load, stored))
+        return
     if spec.versioned and node.parents:
         base = history.roots(node.parents[0]).get(spec.id, base)
     lane = history.lane(spec, node.id)

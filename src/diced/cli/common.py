@@ -13,7 +13,7 @@ from typing import Any
 
 from diced import registry
 from diced.array import DicedArray
-from diced.errors import InvalidError, LocationError
+from diced.errors import InvalidError, LocationError, UnsupportedError
 from diced.repo import DicedRepo
 from diced.store import DicedStore
 
@@ -21,6 +21,9 @@ Commands = Any  # argparse's subparsers; the type is private
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 
 STORE_VARIABLE = "DICED_STORE"
+# What a server is asked with: a bearer token, and DVID's admin token under DVID's own name.
+TOKEN_VARIABLE = "DICED_TOKEN"
+ADMIN_VARIABLE = "DVID_ADMIN_TOKEN"
 
 
 # -- parsers -------------------------------------------------------------------------------
@@ -238,13 +241,33 @@ def location(args: argparse.Namespace) -> str:
 
 def open_store(args: argparse.Namespace, write: bool = False, create: bool = False) -> DicedStore:
     """Open the store of a command; only ``init`` and the like create one."""
+    options: dict[str, Any] = {}
+    if is_server(args):
+        options["token"] = os.environ.get(TOKEN_VARIABLE) or None
+        options["admin_token"] = os.environ.get(ADMIN_VARIABLE) or None
     return DicedStore(
         location(args),
         readonly=not write,
         create=create,
         durability=args.durability,
         threads=args.threads,
+        **options,
     )
+
+
+def is_server(args: argparse.Namespace) -> bool:
+    """Tell whether the store of a command is a server."""
+    scheme, separator, _ = location(args).partition("://")
+    return bool(separator) and registry.is_listed("store", scheme.lower())
+
+
+def need_location(args: argparse.Namespace, command: str) -> None:
+    """Refuse a server, for a command that works on what is stored."""
+    if is_server(args):
+        raise UnsupportedError(
+            f"'diced {command}' works on the store itself, not through a server; run it with the"
+            f" path or bucket that {location(args)} serves, where that is"
+        )
 
 
 def open_repo(args: argparse.Namespace, store: DicedStore) -> DicedRepo:

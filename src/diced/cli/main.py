@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import diced
 from diced import errors
-from diced.cli import bench, data, demo, files, probe, stores, upkeep, versions
+from diced.cli import bench, data, demo, files, probe, serve, stores, upkeep, versions
 from diced.engine.base import translate
 
 # The first that an error is an instance of; the order matters where one derives from another.
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"diced {diced.__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True, title="commands")
-    for module in (stores, versions, data, files, upkeep, bench, probe, demo):
+    for module in (stores, versions, data, files, serve, upkeep, bench, probe, demo):
         module.add_commands(commands)
     return top
 

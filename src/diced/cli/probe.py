@@ -47,6 +47,7 @@ def add_commands(commands: common.Commands) -> None:
 def _probe(args: argparse.Namespace) -> int:
     from diced.engine import findings, probe
 
+    common.need_location(args, "probe")
     location = common.location(args)
     if location.startswith("memory:"):
         args.usage_error("what is in memory has one process only")

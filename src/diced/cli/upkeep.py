@@ -61,6 +61,7 @@ def _fsck(args: argparse.Namespace) -> int:
 
     if args.adopt and not args.rebuild:
         args.usage_error("--adopt goes with --rebuild")
+    common.need_location(args, "fsck")
     problems = []
     rebuilt: dict[str, int] | None = None
     if args.rebuild:
@@ -98,6 +99,7 @@ def _rebuilt(counts: dict[str, int]) -> str:
 def _du(args: argparse.Namespace) -> None:
     from diced import usage
 
+    common.need_location(args, "du")
     with common.open_store(args) as store:
         data = usage.usage(store, args.repo)
     common.show(args, data, _du_lines(args, data))
@@ -137,6 +139,7 @@ def _du_lines(args: argparse.Namespace, data: dict[str, Any]) -> list[str]:
 
 
 def _sweep(args: argparse.Namespace) -> None:
+    common.need_location(args, "sweep")
     with common.open_store(args, write=True) as store:
         removed = store.sweep(args.orphans)
     common.show(args, {"objects": removed}, f"removed {plural(removed, 'objects')}")

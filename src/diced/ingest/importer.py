@@ -16,7 +16,7 @@ import numpy as np
 
 from diced import grid
 from diced.array import DicedArray
-from diced.errors import DicedException, InvalidError
+from diced.errors import DicedException, InvalidError, UnsupportedError
 from diced.ingest.estimate import Estimate, estimate
 from diced.ingest.stack import Box, Source
 from diced.repo import DicedRepo
@@ -120,7 +120,7 @@ def ingest(
     LockedError, NotFoundError, UnsupportedError
     """
     array = _target(repo, name, source, labels, dims, options)
-    slabs = _plan(array._spec, source, offset, memory, repo.remote)
+    slabs = _plan(array._spec, source, offset, _bounded(repo, memory), repo.remote)
     total = sum(slab.nbytes for slab in slabs)
     todo = _todo(repo, array, slabs, force or verb != VERB)
     if announce is not None:
@@ -161,14 +161,22 @@ def foresee(
     """Return what `ingest` of the same arguments would take on a bucket; nothing is written."""
     if name in repo:
         array = _target(repo, name, source, labels, dims, options)
-        slabs = _plan(array._spec, source, offset, memory, repo.remote)
+        slabs = _plan(array._spec, source, offset, _bounded(repo, memory), repo.remote)
         return _estimate(array._spec, _todo(repo, array, slabs, force))
     dtype, dims, given = _fields(name, source, labels, dims, options)
     fields = DicedArray.describe(
         name, dtype=dtype, dims=dims, islabel3D=labels, channels=source.channels, **given
     )
     spec = ArraySpec("", {**fields, "name": name, "kind": "image", "versioned": True, "node": ""})
+    memory = _bounded(repo, memory)
     return _estimate(spec, _plan(spec, source, offset, memory, repo.remote))
+
+
+def _bounded(repo: DicedRepo, memory: int | None) -> int:
+    """Return the memory for slabs, so that the half of it that one may have is one batch."""
+    memory = memory or default_memory()
+    most = repo.store.batch_bytes
+    return memory if most is None else min(memory, 2 * most)
 
 
 def _estimate(spec: ArraySpec, todo: list[_Slab]) -> Estimate:
@@ -273,7 +281,7 @@ def _agree(array: DicedArray, key: str, value: Any) -> None:
 
 
 def _plan(
-    spec: ArraySpec, source: Source, offset: Sequence[int] | None, memory: int | None, remote: bool
+    spec: ArraySpec, source: Source, offset: Sequence[int] | None, memory: int, remote: bool
 ) -> list[_Slab]:
     """Cut a source into slabs, aligned with the blocks of the array."""
     import hashlib  # 9 ms
@@ -281,7 +289,6 @@ def _plan(
     dims = spec.dims
     if offset is not None and len(offset) != dims:
         raise InvalidError(f"array {spec.name!r} needs an offset of {dims} numbers; got {offset}")
-    memory = memory or default_memory()
     lo = tuple(offset) if offset is not None else (0,) * dims
     shape = source.shape[len(source.shape) - dims :]
     hi = tuple(a + n for a, n in zip(lo, shape, strict=True))
@@ -358,7 +365,11 @@ def _finished(repo: DicedRepo, array: DicedArray, slabs: list[_Slab]) -> set[str
     wanted = {slab.digest: slab.box for slab in slabs}
     found: dict[str, int] = {}
     others: list[tuple[int, grid.Box]] = []
-    for at, each in enumerate(repo.operations(array.name)):
+    try:
+        operations = repo.operations(array.name)
+    except UnsupportedError:
+        return set()  # a server that keeps no such record: all is written again
+    for at, each in enumerate(operations):
         box = each["box"]
         verb, _, digest = each["operation"].partition(" ")
         if verb != VERB or box is None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from diced.attrs import check_json
 from diced.errors import InvalidError
+from diced.server import blobstore, mutations
 from diced.server.call import Call
-from diced.server.datatype import DataType, store, stored
+from diced.server.datatype import DataType, edit_stored, stored
 from diced.server.describe import instance_json
 from diced.server.routes import Route
 
@@ -44,8 +46,13 @@ def _set_tags(call: Call) -> None:
     given = call.json()
     if not all(isinstance(value, str) for value in given.values()):
         raise InvalidError("tags are a JSON object of text")
-    old = {} if call.flag("replace") else stored(call.array).get("tags", {})
-    store(call.array, tags={**old, **given})
+    check_json("tags", given)
+    replace = call.flag("replace")
+
+    def change(own: dict[str, Any]) -> dict[str, Any]:
+        return {**own, "tags": given if replace else {**own.get("tags", {}), **given}}
+
+    edit_stored(call.array, change)
 
 
 def routes() -> list[Route]:
@@ -58,4 +65,6 @@ def routes() -> list[Route]:
             "POST", "tags", _set_tags, "Adds tags, or replaces them all.",
             query={"replace": "true: the old ones go"}, body="JSON object of text", changes=False,
         ),
+        *blobstore.routes(),
+        *mutations.routes(),
     ]  # fmt: skip

@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import gzip
 import logging
+import math
 import os
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote
 
 from diced import actor
 from diced.errors import DicedException
@@ -24,8 +25,9 @@ from diced.server import body as bodies
 from diced.server import pages
 from diced.server.answer import HTML, JSON, TEXT, Answer, Buffer, Refused, as_answer, status_of
 from diced.server.call import Call
+from diced.server.load import Shared
 from diced.server.options import Options
-from diced.server.routes import Route
+from diced.server.routes import BODY_BYTES, Route
 from diced.server.site import Site
 
 Message = MutableMapping[str, Any]
@@ -37,8 +39,13 @@ ACCESS_LOG = logging.getLogger("diced.access")
 
 ZIPPED = frozenset((JSON, TEXT, HTML, "text/css", "text/javascript"))
 ZIP_BYTES = 1024  # shorter answers are not worth it
+# How much larger than its gzip a body may be that has no length of its own: JSON shrinks to a
+# tenth, but nothing except a bomb to a hundredth.
+GZIP_FACTOR = 32
 PREFLIGHT_SECONDS = "86400"
 MAX_QUERY = 256  # parameters
+BESIDE = frozenset(("/interface", "/interface/version"))  # of DVID's API, and not below /api/
+ERROR = "diced-error"
 
 
 class App:
@@ -48,13 +55,14 @@ class App:
     ----------
     options : Options
     shared : optional
-        What the worker processes of one server have in common; see `load.Throttle`.
+        What the worker processes of one server have in common; by default it is the only one.
     """
 
-    def __init__(self, options: Options, shared: Any = None):
+    def __init__(self, options: Options, shared: Shared | None = None):
         self.options = options
-        self._shared = shared
+        self._shared = shared or Shared(options.throttle)
         self.site: Site = None  # type: ignore[assignment]
+        self._closed = False
         self._pages: Any = None
         self._threads: ThreadPoolExecutor = None  # type: ignore[assignment]
 
@@ -73,7 +81,8 @@ class App:
 
     def close(self) -> None:
         """Close the store, once what is being worked at is done."""
-        if self.site is not None:
+        if self.site is not None and not self._closed:
+            self._closed = True
             self._threads.shutdown(wait=True)
             self.site.close()
 
@@ -109,13 +118,19 @@ class App:
         if method == "OPTIONS":
             await self._send(send, Answer(b"", TEXT, headers=_preflight(headers)), headers)
             return
-        if not path.startswith("/api/") and self._pages is not None:
-            await self._pages(scope, receive, send)
+        if not path.startswith("/api/") and path.rstrip("/") not in BESIDE:
+            if self._pages is not None:
+                await self._pages(scope, receive, send)
+            else:
+                nothing = Answer(f"nothing is at {_shown(path)}\n".encode(), TEXT, 404)
+                await self._send(send, nothing, headers, method == "HEAD")
             return
         began = time.monotonic()
-        self.site.load.active += 1
-        got = 0
+        load = self.site.load
+        load.active += 1
+        got = sent = 0
         user = ""
+        answer: Answer | None = None
         try:
             client = scope.get("client")
             call = Call(
@@ -125,20 +140,25 @@ class App:
             with contextlib.ExitStack() as stack:
                 answer = await self._answer(call, receive, stack)
                 user, got = call.user, len(call.body)
-                sent = await self._send(send, answer, headers, method == "HEAD")
+                if user and call.query.get("interactive", "").lower() not in ("false", "0"):
+                    load.answered(user, 1000 * (time.monotonic() - began))
+                sent = await self._send(send, answer, headers, method == "HEAD", receive)
         except bodies.Gone:
             return
         except Exception as error:  # the last to hear of anything: it must become an answer
+            if answer is not None:  # of which a part is sent: breaking off is all that is left
+                self._refusal(path, error)
+                return
             answer = self._refusal(path, error)
             sent = await self._send(send, answer, headers, method == "HEAD")
         finally:
-            self.site.load.active -= 1
-        self.site.load.add(method, got, sent)
+            load.active -= 1
+        load.add(method, got, sent)
         if self.options.access_log:
-            took = 1000 * (time.monotonic() - began)
             ACCESS_LOG.info(
-                '%s %s "%s %s" %d %d %.1fms', (scope.get("client") or ("-",))[0], user or "-",
-                method, path, answer.status, sent, took,
+                '%s %s "%s %s" %d %d %.1fms', (scope.get("client") or ("-",))[0],
+                _shown(user) or "-", _shown(method), _shown(path), answer.status, sent,
+                1000 * (time.monotonic() - began),
             )  # fmt: skip
 
     async def _answer(self, call: Call, receive: Receive, stack: contextlib.ExitStack) -> Answer:
@@ -147,45 +167,62 @@ class App:
             call.headers.get("content-length", "0") != "0" or "transfer-encoding" in call.headers
         )
         if not sends and not site.inline:
-            return await self._hop(lambda: self._run(call, site.prepare(call)))
+            return await self._both(call)
         route = site.prepare(call) if site.inline else await self._hop(site.prepare, call)
         if sends:
             zipped = bodies.encoding(call.headers)
             limit = route.limit
             most = limit if isinstance(limit, int) else await self._hop(limit, call)
             most = min(most, self.options.max_body)
-            spool = await bodies.read(receive, call.headers, most, self.options.body_seconds)
+            # What does not compress is larger as gzip.
+            sent = most + most // 256 + 4096 if zipped else most
+            spool = await bodies.read(receive, call.headers, sent, self.options.body_seconds)
             stack.callback(spool.close)
             if zipped:
                 whole = spool.buffer()
+                if isinstance(limit, int):  # not what this very request needs
+                    most = min(most, BODY_BYTES + GZIP_FACTOR * len(whole))
                 pieces = (whole[at : at + 2**20] for at in range(0, len(whole), 2**20))
                 spool = await self._hop(bodies.unzip, pieces, most)
                 stack.callback(spool.close)
             call.body = spool.buffer()
         if route.light and site.inline and len(call.body) <= 2**16:
             return self._run(call, route)
-        return await self._hop(self._run, call, route)
+        seconds = None if route.slow else self.options.request_seconds
+        found: Answer = await self._hop(self._run, call, route, seconds=seconds)
+        return found
+
+    async def _both(self, call: Call) -> Answer:
+        """Prepare and run with one change of threads."""
+        found: Answer = await self._hop(lambda: self._run(call, self.site.prepare(call)))
+        return found
 
     def _run(self, call: Call, route: Route) -> Answer:
         """Run a handler, on whatever thread."""
         with contextlib.ExitStack() as stack:
             if route.throttled and call.flag("throttle"):
                 stack.enter_context(self.site.throttle.slot())
-            stack.enter_context(actor.acting(call.user))
-            answer = as_answer(route.run(call))
+            with actor.acting(call.user):
+                answer = as_answer(route.run(call))
+            if not isinstance(answer.body, Buffer):
+                answer.body = _holding(answer.body, stack.pop_all())
+                next(answer.body)
         _zip(answer, call.headers)
         return answer
 
-    async def _hop(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Run a function on a worker thread."""
+    async def _hop(
+        self, function: Callable[..., Any], *args: Any, seconds: float | None = math.inf
+    ) -> Any:
+        """Run a function on a worker thread; `seconds` None waits for ever."""
         loop = asyncio.get_running_loop()
         future = loop.run_in_executor(self._threads, function, *args)
+        seconds = self.options.request_seconds if seconds == math.inf else seconds
         try:
-            return await asyncio.wait_for(future, self.options.request_seconds)
+            return await asyncio.wait_for(future, seconds)
         except TimeoutError:
             raise Refused(
                 503,
-                f"not done in {self.options.request_seconds:g} seconds\n",
+                f"not done in {seconds:g} seconds\n",
                 {"Retry-After": "10"},
             ) from None
 
@@ -198,17 +235,19 @@ class App:
         if isinstance(error, DicedException):
             status = status_of(error)
             if status >= 500:
-                LOG.error("%s: %s", path, error)
+                LOG.error("%s: %s", _shown(path), error)
             text = " ".join(str(error).split())
-            return Answer(f"{text} ({path}).\n".encode("utf-8", "replace"), TEXT, status)
-        LOG.error("%s: %s", path, "".join(traceback.format_exception(error)))
+            told = {ERROR: type(error).__name__}  # which of its errors, for diced's own client
+            return Answer(f"{text} ({path}).\n".encode("utf-8", "replace"), TEXT, status, told)
+        LOG.error("%s: %s", _shown(path), "".join(traceback.format_exception(error)))
         return Answer(f"internal error: {type(error).__name__} ({path}).\n".encode(), TEXT, 500)
 
     # -- bytes out -------------------------------------------------------------------------
 
     async def _send(
-        self, send: Send, answer: Answer, asked: dict[str, str], bare: bool = False
-    ) -> int:
+        self, send: Send, answer: Answer, asked: dict[str, str], bare: bool = False,
+        receive: Receive | None = None,
+    ) -> int:  # fmt: skip
         """Send an answer; return the bytes of its body that went out."""
         headers = {
             "content-type": answer.type, **answer.headers, **self._cross_origin(asked),
@@ -225,9 +264,22 @@ class App:
             return 0 if bare else length or 0
         total = 0
         pieces: Iterator[Buffer] = body
-        while (piece := await self._hop(next, pieces, None)) is not None:
-            total += len(memoryview(piece).cast("B"))
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        # All of the request was read, so this can only tell that the client went away.
+        gone = None if receive is None else asyncio.ensure_future(_departure(receive))
+        try:
+            while (piece := await self._hop(next, pieces, None)) is not None:
+                if gone is not None and gone.done():
+                    raise bodies.Gone
+                total += len(memoryview(piece).cast("B"))
+                message = {"type": "http.response.body", "body": piece, "more_body": True}
+                # A client that takes nothing is not waited for without end.
+                async with asyncio.timeout(self.options.request_seconds):
+                    await send(message)
+        except TimeoutError:
+            raise bodies.Gone from None
+        finally:
+            if gone is not None:
+                gone.cancel()
         await send({"type": "http.response.body", "body": b""})
         return total
 
@@ -237,7 +289,7 @@ class App:
         origin = asked.get("origin")
         if "*" in cors:
             headers["access-control-allow-origin"] = "*"
-        elif origin is not None and origin in cors:
+        elif origin is not None and _is_welcome(origin, cors):
             headers["access-control-allow-origin"] = origin
             headers["vary"] = "Origin"
         if origin is not None and headers.get("access-control-allow-origin"):
@@ -245,6 +297,32 @@ class App:
                 "Content-Range, Content-Encoding, Content-Length"
             )
         return headers
+
+
+async def _departure(receive: Receive) -> None:
+    """Wait until the client goes away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _holding(pieces: Iterator[Buffer], held: contextlib.ExitStack) -> Iterator[Buffer]:
+    """Yield nothing once, then the pieces; what is held is let go after the last, or without it."""
+    with held:
+        yield b""
+        yield from pieces
+
+
+def _is_welcome(origin: str, cors: Collection[str]) -> bool:
+    """Tell whether an origin is one of these, or of one of these domains."""
+    host = origin.partition("://")[2].partition(":")[0].lower()
+    return origin in cors or any(
+        host == each.lower() or host.endswith(f".{each.lower()}") for each in cors
+    )
+
+
+def _shown(text: str) -> str:
+    """Return text as it stands in a log: on one line, whatever is in it."""
+    return quote(text, safe="/:~,;=@!$&'()*+[]| ", errors="replace")
 
 
 def _preflight(asked: dict[str, str]) -> dict[str, str]:

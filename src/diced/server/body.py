@@ -14,8 +14,9 @@ from diced.server.call import whole
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
+SLOWEST = 1024  # bytes of a body a second, on the whole: less is an attempt to hold a place
 MEMORY_BYTES = 4 * 2**20  # a larger body is kept in a file
-ALL_MEMORY_BYTES = 192 * 2**20  # of all bodies of a process together
+ALL_MEMORY_BYTES = 40 * 2**20  # of all bodies of a process together
 
 
 class Gone(Exception):
@@ -38,21 +39,28 @@ class Spool:
         if self.size + len(piece) > self._most:
             raise too_large(self._most)
         self.size += len(piece)
-        if self._memory is not None:
-            if self.size <= MEMORY_BYTES and Spool.held + len(piece) <= ALL_MEMORY_BYTES:
-                self._memory += piece
-                Spool.held += len(piece)
-                return
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the last view
-            self._file.write(self._memory)
-            self._forget()
-        self._file.write(piece)
+        fits = self.size <= MEMORY_BYTES and Spool.held + len(piece) <= ALL_MEMORY_BYTES
+        if self._memory is not None and fits:
+            self._memory += piece
+            Spool.held += len(piece)
+            return
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the last view
+                self._file.write(self._memory)
+                self._forget()
+            self._file.write(piece)
+        except OSError as error:
+            raise _no_room(error) from None
 
     def buffer(self) -> Buffer:
         """Return all bytes."""
         if self._memory is not None:
             return memoryview(self._memory)
-        self._file.flush()
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise _no_room(error) from None
         view = memoryview(mmap.mmap(self._file.fileno(), self.size, access=mmap.ACCESS_READ))
         self._file.close()
         return view
@@ -72,6 +80,12 @@ class Spool:
 def too_large(most: int) -> Refused:
     """Return the refusal of a body beyond `most` bytes."""
     return Refused(413, f"the body has more than the {most} bytes that this request may have\n")
+
+
+def _no_room(error: OSError) -> Refused:
+    return Refused(
+        503, f"the server has no room for the body: {error.strerror}\n", {"Retry-After": "60"}
+    )
 
 
 def declared(headers: Mapping[str, str]) -> int | None:
@@ -97,25 +111,33 @@ async def read(receive: Receive, headers: Mapping[str, str], most: int, seconds:
     ----------
     most : int
     seconds : float
-        How long to wait for the next bytes.
+        How long to wait for the next bytes; of a body that trickles, for all of it.
     """
     length = declared(headers)
     if length is not None and length > most:
         raise too_large(most)
     spool = Spool(most)
+    clock = asyncio.get_running_loop().time
+    began = clock()
     try:
-        while True:
-            try:
-                message = await asyncio.wait_for(receive(), seconds)
-            except TimeoutError:
-                raise Refused(408, f"no bytes of the body came for {seconds:g} seconds\n") from None
-            if message["type"] == "http.disconnect":
-                raise Gone
-            piece = message.get("body", b"")
-            if piece:
-                spool.write(piece)
-            if not message.get("more_body"):
-                return spool
+        async with asyncio.timeout(seconds) as patience:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Gone
+                piece = message.get("body", b"")
+                if piece:
+                    spool.write(piece)
+                if not message.get("more_body"):
+                    return spool
+                latest = began + seconds + spool.size / SLOWEST
+                patience.reschedule(min(clock() + seconds, latest))
+    except TimeoutError:
+        spool.close()
+        raise Refused(
+            408, f"the body did not come: {spool.size} bytes in {clock() - began:.0f} seconds\n",
+            {"Connection": "close"},
+        ) from None  # fmt: skip
     except BaseException:
         spool.close()
         raise

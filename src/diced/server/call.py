@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from diced.server.site import Site
 
 TRUE = frozenset(("on", "true", "1"))
+# Of JSON, since one that holds nothing takes some 60 bytes of memory for 3 of a body.
+MAX_LISTS = 2**19
 
 
 class Call:
@@ -107,8 +109,11 @@ class Call:
         """
         if not len(self.body) and empty is not None:
             return empty
+        data = bytes(self.body)
+        if data.count(b"[") + data.count(b"{") > MAX_LISTS:
+            raise InvalidError(f"the body holds more than {MAX_LISTS} lists and objects")
         try:
-            value = json.loads(bytes(self.body))
+            value = json.loads(data)
         except (ValueError, RecursionError) as error:
             raise InvalidError(f"the body is not JSON: {error}") from None
         if not isinstance(value, kind):

@@ -3,13 +3,56 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+from diced import log
 from diced.server.answer import Refused
+
+MAX_USERS = 10_000
+TICK = 0.1  # seconds of a slot of `Load`
+TICKS = 10
+
+
+class Shared:
+    """What the worker processes of one server have in common.
+
+    Parameters
+    ----------
+    throttle : int
+        Operations with ``throttle=on`` at a time.
+    numbers : optional
+        Two integers in memory that all share; by default a list of this process.
+    folder : str
+        Where lock files are; empty if there is one process.
+    """
+
+    def __init__(self, throttle: int, numbers: Any = None, folder: str = ""):
+        self.numbers = [0, 0] if numbers is None else numbers
+        self.numbers[0] = throttle
+        self.folder = folder
+
+    @property
+    def throttle(self) -> int:
+        """The bound of the throttle."""
+        return int(self.numbers[0])
+
+    @throttle.setter
+    def throttle(self, value: int) -> None:
+        self.numbers[0] = value
+
+    @property
+    def generation(self) -> int:
+        """How often files were to be read anew."""
+        return int(self.numbers[1])
+
+    def reload(self) -> None:
+        """Have every process read rights and blocked users anew."""
+        self.numbers[1] += 1
 
 
 class Throttle:
@@ -17,65 +60,118 @@ class Throttle:
 
     Parameters
     ----------
-    most : int
-    shared : multiprocessing array of two ints, optional
-        What the worker processes of one server have in common: the running ones and the most.
+    shared : Shared
     """
 
-    def __init__(self, most: int, shared: Any = None):
-        self._lock = threading.Lock() if shared is None else shared.get_lock()
-        self._state = [0, most] if shared is None else shared
+    def __init__(self, shared: Shared):
+        self._shared = shared
+        self._lock = threading.Lock()
+        self._running = 0
 
     @property
     def most(self) -> int:
         """The bound."""
-        return int(self._state[1])
+        return self._shared.throttle
 
     @most.setter
     def most(self, value: int) -> None:
-        self._state[1] = value
+        self._shared.throttle = value
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[None]:
         """Take a slot for the block, or refuse with 503."""
+        if self._shared.folder:
+            held = self._take_file()
+            try:
+                yield
+            finally:
+                os.close(held)
+            return
         with self._lock:
-            running, most = self._state[0], self._state[1]
-            if running >= most:
-                raise Refused(
-                    503,
-                    f"Server already running {running} throttled operations (max = {most})\n",
-                    {"Retry-After": "1"},
-                )
-            self._state[0] = running + 1
+            if self._running >= self.most:
+                raise self._busy()
+            self._running += 1
         try:
             yield
         finally:
             with self._lock:
-                self._state[0] -= 1
+                self._running -= 1
+
+    def _take_file(self) -> int:
+        """Lock one of as many files as there are slots; the lock of a killed process is freed."""
+        for number in range(self.most):
+            path = os.path.join(self._shared.folder, str(number))
+            found = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return found
+            except BlockingIOError:
+                os.close(found)
+        raise self._busy()
+
+    def _busy(self) -> Refused:
+        most = self.most
+        return Refused(
+            503,
+            f"Server already running {most} throttled operations (max = {most})\n",
+            {"Retry-After": "1"},
+        )
 
 
 class Load:
     """Requests and bytes of this process, in all and over the last second."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._recent: deque[tuple[float, str, int, int]] = deque(maxlen=100_000)
+        self._slots = [[0, 0, 0, 0, 0] for _ in range(TICKS + 1)]  # tick, and what it counted
+        self._users: dict[str, dict[str, Any]] = {}
         self.active = 0
         self.requests = 0
 
     def add(self, method: str, got: int, gave: int) -> None:
         """Count a request: bytes of its body and of its answer."""
         self.requests += 1
-        self._recent.append((time.monotonic(), method, got, gave))
+        tick = int(time.monotonic() / TICK)
+        slot = self._slots[tick % len(self._slots)]
+        if slot[0] != tick:
+            slot[:] = [tick, 0, 0, 0, 0]
+        reads = method in ("GET", "HEAD")
+        slot[1 if reads else 2] += 1
+        slot[3] += gave if reads else 0
+        slot[4] += 0 if reads else got
 
     def last_second(self) -> dict[str, int]:
         """Return ``gets``, ``puts``, ``read`` and ``written`` of the last second."""
-        since = time.monotonic() - 1.0
-        recent = [each for each in list(self._recent) if each[0] >= since]
-        reads = [each for each in recent if each[1] in ("GET", "HEAD")]
-        return {
-            "gets": len(reads),
-            "puts": len(recent) - len(reads),
-            "read": sum(each[3] for each in reads),
-            "written": sum(each[2] for each in recent) - sum(each[2] for each in reads),
-        }
+        since = int(time.monotonic() / TICK) - TICKS
+        slots = [each for each in self._slots if each[0] > since]
+        names = ("gets", "puts", "read", "written")
+        return {name: sum(each[at] for each in slots) for at, name in enumerate(names, 1)}
+
+    # -- users -----------------------------------------------------------------------------
+
+    def ping(self, user: str) -> None:
+        """Remember that a user was there."""
+        self._user(user)["LastPing"] = log.now()
+
+    def answered(self, user: str, milliseconds: float) -> None:
+        """Remember how long a user waited for an answer."""
+        found, took = self._user(user), round(milliseconds, 3)
+        known = found["MaxLatency"] > 0
+        found["LastPing"] = log.now()
+        found["LastLatency"] = took
+        found["MinLatency"] = min(found["MinLatency"], took) if known else took
+        found["MaxLatency"] = max(found["MaxLatency"], took)
+
+    def latencies(self) -> dict[str, dict[str, Any]]:
+        """Return what is remembered of users, by name."""
+        return {name: dict(each) for name, each in list(self._users.items())}
+
+    def _user(self, user: str) -> dict[str, Any]:
+        found = self._users.get(user)
+        if found is None:
+            while len(self._users) >= MAX_USERS:
+                self._users.pop(next(iter(self._users)), None)
+            found = self._users[user] = {
+                "User": user, "LastPing": "", "LastLatency": 0.0, "MinLatency": 0.0,
+                "MaxLatency": 0.0,
+            }  # fmt: skip
+        return found

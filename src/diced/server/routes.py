@@ -52,11 +52,13 @@ class Route:
         Refused at a locked version, of a versioned array. Of itself what needs ``write``.
     throttled : bool
         Honours ``throttle=on``.
+    slow : bool
+        It may take as long as it takes, as commands over whole volumes do.
     """
 
     __slots__ = (
         "body", "changes", "light", "limit", "methods", "needs", "pattern", "query", "run",
-        "summary", "throttled",
+        "slow", "summary", "throttled",
     )  # fmt: skip
 
     def __init__(
@@ -73,6 +75,7 @@ class Route:
         needs: str | None = None,
         changes: bool | None = None,
         throttled: bool = False,
+        slow: bool = False,
     ):
         self.methods = tuple(methods.split())
         self.pattern = pattern
@@ -86,6 +89,7 @@ class Route:
         self.needs = needs or (READ if reads else WRITE)
         self.changes = (self.needs == WRITE) if changes is None else changes
         self.throttled = throttled
+        self.slow = slow
 
     def __repr__(self) -> str:
         return f"<Route {' '.join(self.methods)} {self.pattern}>"
@@ -115,9 +119,9 @@ class Table:
     def add(self, route: Route) -> None:
         """Add a route; a later one of the same pattern and method is refused."""
         self.routes.append(route)
-        for pattern in _variants(route.pattern):
+        for pattern in variants(route.pattern):
             node, names = self._root, []
-            for piece in split(pattern):
+            for piece in split(pattern.removeprefix("/api")):
                 if piece.startswith("{") and piece.endswith("...}"):
                     for method in route.methods:
                         node.rest[method] = (piece[1:-4], route)
@@ -173,10 +177,10 @@ def split(path: str) -> list[str]:
 _OPTIONAL = re.compile(r"\[([^\[\]]*)\]")
 
 
-def _variants(pattern: str) -> list[str]:
+def variants(pattern: str) -> list[str]:
     """Return a pattern without and with what stands in brackets."""
     match = _OPTIONAL.search(pattern)
     if match is None:
         return [pattern]
     before, after = pattern[: match.start()], pattern[match.end() :]
-    return [*_variants(before + after), *_variants(before + match[1] + after)]
+    return [*variants(before + after), *variants(before + match[1] + after)]

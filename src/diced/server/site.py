@@ -6,14 +6,25 @@ import time
 from typing import Any
 
 from diced import registry
-from diced.errors import AmbiguousError, DicedException, InvalidError, LockedError, NotFoundError
+from diced.errors import DicedException, LockedError, NotFoundError
 from diced.repo import DicedRepo
-from diced.server import api_instances, api_nodes, api_repos, api_server
+from diced.server import (
+    api_instances,
+    api_nodes,
+    api_repos,
+    api_server,
+    blobstore,
+    commands,
+    native,
+    pages,
+)
 from diced.server.access import Access
 from diced.server.answer import Refused
 from diced.server.call import Call
 from diced.server.datatype import ALIASES, DataType, find_type, type_of
-from diced.server.load import Load, Throttle
+from diced.server.describe import Descriptions
+from diced.server.load import Load, Shared, Throttle
+from diced.server.lookup import Lookup
 from diced.server.options import Options
 from diced.server.routes import Route, Table, split
 from diced.store import DicedStore
@@ -32,21 +43,25 @@ class Site:
         Metadata cost microseconds here, so that light requests need no thread.
     """
 
-    def __init__(self, options: Options, shared: Any = None):
+    def __init__(self, options: Options, shared: Shared):
         self.options = options
+        self.access = Access(options, shared)
+        # Where an admin can be, the admin may write.
+        readonly = options.mode == "readonly" and not (options.admin_token or options.access)
         self.store = DicedStore(
-            options.location,
-            **{"max_age": 0.0, "readonly": options.mode == "readonly", **options.store},
+            options.location, **{"max_age": 0.0, "readonly": readonly, **options.store}
         )
         self.inline = not self.store.engine.remote and bool(self.store.engine.descriptors)
         self.inline = self.inline or self.store.url.startswith("memory:")
-        self.access = Access(options)
         self.load = Load()
-        self.throttle = Throttle(options.throttle, shared)
+        self.throttle = Throttle(shared)
         self.started = time.time()
-        self.table = Table([*api_server.routes(), *api_repos.routes(), *api_nodes.routes()])
-        self.common = Table(api_instances.routes())
-        self._nodes: dict[str, DicedRepo] = {}
+        modules = (api_server, api_repos, api_nodes, pages, native)
+        self.table = Table([route for each in modules for route in each.routes()])
+        shared_routes = (api_instances.routes, commands.routes, native.instance_routes)
+        self.common = Table([route for each in shared_routes for route in each()])
+        self.lookup = Lookup(self.store)
+        self.descriptions = Descriptions(self)
         self._arrays: dict[tuple[str, str], tuple[Any, DataType]] = {}
 
     def close(self) -> None:
@@ -63,7 +78,7 @@ class Site:
         DicedException
         """
         self.access.identify(call)
-        pieces = split(call.path)[1:]
+        pieces = split(call.path.removeprefix("/api"))
         found = self.table.find(call.method, pieces)
         if found is not None:
             route, call.args = found
@@ -107,7 +122,8 @@ class Site:
         repo: DicedRepo = call.repo
         if call.array is not None and not call.array.versioned:
             return
-        if not repo.locked:
+        # Who may pass here is still refused where a locked version would really change.
+        if not repo.locked or self.is_forced(call):
             return
         if call.array is None:
             raise LockedError(f"Cannot do {call.method.lower()} on locked node {repo.uuid}")
@@ -116,38 +132,13 @@ class Site:
             f'Cannot do {call.method} on endpoint "{"".join(keyword)}" of locked node {repo.uuid}'
         )
 
-    def find_node(self, spec: str) -> DicedRepo:
-        """Return the repo of a version, at it: ``<prefix>``, ``<prefix>:<branch>``, ``~N``.
+    def is_forced(self, call: Call) -> bool:
+        """Tell whether a call is made by one for whom DVID forgets locks."""
+        return call.admin or self.options.mode == "fullwrite"
 
-        Raises
-        ------
-        NotFoundError, AmbiguousError
-        """
-        known = self._nodes.get(spec)
-        if known is not None and known._id.encode() in self.store._repos():
-            return known
-        base, colon, branch = spec.partition(":")
-        try:
-            if base:
-                repo = self.store.open_repo(uuid=base)
-            else:
-                names = self.store.list_repos()
-                if len(names) != 1:
-                    raise InvalidError(f"{spec!r} names a branch only, and there is not one repo")
-                repo = self.store.open_repo(names[0][0])
-            if colon:
-                repo.change_version(
-                    ":" + (branch if branch[:1] not in ("", "~") else f"master{branch}")
-                )
-        except NotFoundError:
-            raise NotFoundError(f"could not find UUID with partial match to {spec}") from None
-        except AmbiguousError:
-            raise AmbiguousError(f"more than one UUID matches {spec}") from None
-        if repo.uuid == spec:
-            if len(self._nodes) >= MAX_KEPT:
-                self._nodes.clear()
-            self._nodes[spec] = repo
-        return repo
+    def find_node(self, spec: str) -> DicedRepo:
+        """Return the repo of a version, at it; see `Lookup.find`."""
+        return self.lookup.find(spec)
 
     def find_array(self, repo: DicedRepo, name: str) -> tuple[Any, DataType]:
         """Return an instance and its data type.
@@ -156,6 +147,8 @@ class Site:
         ------
         NotFoundError
         """
+        if name == blobstore.NAME:
+            raise NotFoundError(f"invalid data instance name {name!r}")
         key = (repo._node_id, name)
         known = self._arrays.get(key)
         spec = repo._history.view().by_name.get(name)

@@ -1,0 +1,3 @@
+from typing import Any
+
+def fnv128(data: Any) -> bytes: ...
