@@ -79,7 +79,7 @@ class Fuzzer:
         self.statuses: Counter[int] = Counter()
         self.failures: list[str] = []
         self.uuids: list[str] = []
-        self.operations: list[tuple[str, str, list[dict[str, Any]], bool]] = []
+        self.operations: list[tuple[str, str, list[dict[str, Any]], bool, list[str]]] = []
         self._describe()
         self._furnish()
 
@@ -94,13 +94,19 @@ class Fuzzer:
     def _describe(self) -> None:
         status, body = self.send("GET", "/api/openapi.json", b"", {})
         assert status == 200, body
-        for path, item in json.loads(body)["paths"].items():
+        described = json.loads(body)
+        named = described["components"]["parameters"]
+        for path, item in described["paths"].items():
             shared = item.get("parameters", [])
             for method, operation in item.items():
                 if method in ("get", "post", "put", "delete", "head"):
-                    found = [*shared, *operation.get("parameters", [])]
+                    found = [
+                        named[each["$ref"].rpartition("/")[2]] if "$ref" in each else each
+                        for each in (*shared, *operation.get("parameters", []))
+                    ]
                     takes = "requestBody" in operation
-                    self.operations.append((method.upper(), path, found, takes))
+                    types = operation.get("tags", [])
+                    self.operations.append((method.upper(), path, found, takes, types))
 
     def _furnish(self) -> None:
         """Make a repo with an instance of every type, one version locked, a child open."""
@@ -122,17 +128,22 @@ class Fuzzer:
         _, body = self.send("POST", f"/api/node/{root}/newversion", b"{}", {})
         self.uuids = [root, json.loads(body)["child"]]
 
-    def value(self, name: str) -> str:
-        """Return what a parameter may be: mostly what fits its name, else anything."""
+    def value(self, parameter: dict[str, Any], types: list[str]) -> str:
+        """Return what a parameter may be: mostly what fits, else anything."""
         roll = self.random.random()
-        lower = name.lower()
+        lower = parameter["name"].lower()
+        schema = parameter.get("schema", {})
+        choices = [str(each) for each in (*schema.get("enum", ()), *schema.get("examples", ()))]
         if lower in ("uuid", "u1", "u2", "uuid1", "uuid2"):
             if roll < 0.9:
                 return self.random.choice(self.uuids)[: self.random.choice((6, 12, 32, 32))]
         elif lower == "name":
             if roll < 0.95:
-                return f"inst-{self.random.choice(TYPES)}"
+                fitting = [each for each in types if each in TYPES] if roll < 0.8 else TYPES
+                return f"inst-{self.random.choice(fitting or TYPES)}"
         elif roll < 0.7:
+            if choices and roll < 0.4:
+                return self.random.choice(choices)
             if lower in KNOWN:
                 return self.random.choice(KNOWN[lower])
             if "size" in lower:
@@ -163,14 +174,14 @@ class Fuzzer:
 
     def request(self) -> tuple[str, str, bytes, dict[str, str]]:
         """Make up a request."""
-        method, path, parameters, takes = self.random.choice(self.operations)
+        method, path, parameters, takes, types = self.random.choice(self.operations)
         query = {}
         for each in parameters:
             name = each["name"]
             if each["in"] == "path":
-                path = path.replace("{" + name + "}", quote(self.value(name), safe=""))
+                path = path.replace("{" + name + "}", quote(self.value(each, types), safe=""))
             elif each["in"] == "query" and self.random.random() < 0.4:
-                query[name] = self.value(name)
+                query[name] = self.value(each, types)
         if query:
             path += "?" + urlencode(query)
         if self.random.random() < 0.03:

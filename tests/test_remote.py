@@ -341,6 +341,7 @@ def test_an_array_of_the_same_name_is_another_one(fake, repo):
         pickle.loads(data)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_children_of_a_fork_have_connections_of_their_own(repo):
     array = repo.create_array("a", "uint8")
     array[0:64, 0:64, 0:64] = 5

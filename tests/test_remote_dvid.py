@@ -2,6 +2,7 @@
 
 import threading
 
+import dask.array
 import numpy as np
 import pytest
 from fake_dvid import serving
@@ -265,10 +266,9 @@ def test_a_batch_with_gaps_writes_nothing(fake, repo):
 
 
 def test_dask(repo):
-    dask = pytest.importorskip("dask.array")
     array = repo.create_array("a", "uint16", block_shape=(16, 16, 16))
     data = ramp((40, 50, 60), np.uint16)
-    array.from_dask(dask.from_array(data, chunks=(17, 50, 13)), at=(-4, 0, 3))
+    array.from_dask(dask.array.from_array(data, chunks=(17, 50, 13)), at=(-4, 0, 3))
     found = array.to_dask((slice(-4, 36), slice(0, 50), slice(3, 63)), chunks="16 KiB")
     assert found.npartitions > 4 and (found.compute() == data).all()
     assert (array.to_dask()[20:30].compute() == array[...][20:30]).all()

@@ -238,6 +238,8 @@ def test_planes_and_snapshots(repo, local):
 @pytest.mark.parametrize(
     "body",
     [b"", b"\1\0", b"\5\0\0\0{}", b"\2\0\0\0{}", b"\2\0\0\0[]", b"\xff\xff\xff\xff{}",
+     (lambda j: len(j).to_bytes(4, "little") + j)(
+         b'{"indices": [[[0, 1' + b"0" * 30 + b', 1], [0, 9, 1], [0, 9, 1]]]}'),
      b'\x1c\0\0\0{"indices": [[[0, 9, 1]]]}  ', b'\x14\0\0\0{"indices": "abc"}  ',
      b'\x32\0\0\0{"indices": [[[0, 9, 1], [0, 9, 1], [0, 9, 1]]]}    x',
      b'\x32\0\0\0{"indices": [[[0, 9, 0], [0, 9, 1], [0, 9, 1]]]}    x',
@@ -255,6 +257,10 @@ def test_bad_batches_are_refused(disk_server, repo, body):
      {"name": "a", "kind": "image", "options": {"self": 1}}, {"name": "a", "kind": "nonsense"},
      {"name": "a", "kind": "image", "options": {"dtype": "uint9"}},
      {"name": "a", "kind": "image", "options": {"dims": -1}},
+     {"name": "a", "kind": "image", "options": {"dtype": {"a": 1}}},
+     {"name": "a", "kind": "image", "options": {"voxel_size": 10**400}},
+     {"name": "a", "kind": "image", "options": {"fill": [[1]]}},
+     {"name": "a", "kind": "image", "options": {"units": [None]}},
      {"name": "a", "kind": "image", "options": {"block_shape": "x"}},
      {"name": "a", "kind": "image", "attrs": {"dvid": {}}},
      {"name": "a", "kind": "image", "attrs": []}],

@@ -252,11 +252,13 @@ def _belongings(home: Home, array_id: str) -> list[str]:
                 _visit(
                     home, Base.parse(Record.decode(home.engine.get(key), key).head), packs, visited
                 )
+            elif kind == keys.EPOCH:
+                record = Record.decode(home.engine.get(key), key)
+                for head in record.commits():
+                    segments.update(head.get("own", ()))
+                packs.update(dict.fromkeys(packs_in(record.delta)))
             else:
                 segments.update(_own(home.engine, key, kind, rest))
-                if kind == keys.EPOCH:
-                    found = Record.decode(home.engine.get(key), key)
-                    packs.update(dict.fromkeys(packs_in(found.delta)))
     for node in sorted(nodes - {keys.NO_NODE}):
         with contextlib.suppress(*_LOST):
             key = keys.lock(home.prefix, node)
@@ -268,11 +270,8 @@ def _belongings(home: Home, array_id: str) -> list[str]:
 
 
 def _own(engine: Engine, key: str, kind: str, rest: list[str]) -> Iterator[int]:
-    """Yield the segments that a record, a proposal or a part of a write session has for itself."""
-    if kind == keys.EPOCH:
-        for head in Record.decode(engine.get(key), key).commits():
-            yield from head.get("own", ())
-    elif kind == "pend":
+    """Yield the segments that a proposal or a part of a write session has for itself."""
+    if kind == "pend":
         for part in parts_of(engine.get(key), key):
             yield from part.record.head.get("own", ())
     elif kind == "join" and not rest[-1].startswith("t-"):

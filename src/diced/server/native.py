@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Callable
 from typing import Any
 
 from diced.array import DicedArray
 from diced.attrs import check_json
 from diced.errors import AlreadyExistsError, InvalidError
 from diced.files import KeyValueArray
+from diced.grid import MAX_COORDINATE, MIN_COORDINATE
 from diced.server import blobstore, streams
 from diced.server.answer import Answer, to_json
 from diced.server.api_repos import RESERVED, check_public_name
@@ -22,16 +24,58 @@ from diced.server.call import Call
 from diced.server.fields import NOTE_BYTES
 from diced.server.routes import Route
 from diced.server.voxels import as_voxels
+from diced.spec import DTYPES, MAX_CHANNELS
 
 VERSION = 1  # of these requests
 HEAD = struct.Struct("<I")  # bytes of JSON at the beginning of a batch
 MAX_BOXES = 65536
 BATCH_BYTES = 2**30 + 2**24
-# What ``create_array`` may be told.
-OPTIONS = frozenset(
-    ("dtype", "dims", "islabel3D", "lossycompression", "block_shape", "codec", "fill", "voxel_size",
-     "units", "channels")
-)  # fmt: skip
+
+
+def _never(_value: Any) -> bool:
+    return False
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and -(2**63) <= value < 2**64)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _or_list(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Return a check for one value, or a list of few."""
+
+    def checked(value: Any) -> bool:
+        if isinstance(value, list):
+            return len(value) <= MAX_CHANNELS and all(map(check, value))
+        return check(value)
+
+    return checked
+
+
+# What ``create_array`` may be told, and what JSON of it must be; the rest is its own to check.
+OPTIONS: dict[str, Callable[[Any], bool]] = {
+    "dtype": lambda value: isinstance(value, str) and value in DTYPES,
+    "dims": _is_count,
+    "islabel3D": _is_flag,
+    "lossycompression": _is_flag,
+    "block_shape": _or_list(_is_count),
+    "codec": _is_text,
+    "fill": _or_list(_is_number),
+    "voxel_size": _or_list(_is_number),
+    "units": _or_list(_is_text),
+    "channels": _is_count,
+}
 
 
 def _about(call: Call) -> Any:
@@ -102,8 +146,11 @@ def _batch(call: Call) -> None:
         raise InvalidError(f"at most {MAX_BOXES} boxes in one commit; got {len(todo)}")
     parts = []
     for index in todo:
-        if len(index) != array.ndim or any(s.step < 1 or s.start >= s.stop for s in index):
-            raise InvalidError(f"an index has {array.ndim} slices that are not empty; got {index}")
+        if len(index) != array.ndim or not all(map(_is_sound, index)):
+            raise InvalidError(
+                f"an index has {array.ndim} slices that are not empty, within 32-bit coordinates;"
+                f" got {index!r:.200}"
+            )
         shape = tuple(len(range(s.start, s.stop, s.step)) for s in index)
         nbytes = math.prod(shape) * array.dtype.itemsize
         if nbytes > len(body) - at:
@@ -127,6 +174,11 @@ def _delete_keys(call: Call) -> None:
     array.delete_many(names, operation=operation)
 
 
+def _is_sound(part: slice) -> bool:
+    inside = MIN_COORDINATE <= part.start < part.stop <= MAX_COORDINATE + 1
+    return inside and 1 <= part.step <= MAX_COORDINATE
+
+
 def whole(value: Any) -> int:
     """Return an integer of JSON, or raise."""
     if type(value) is not int:
@@ -140,8 +192,11 @@ def _create(call: Call) -> Any:
     check_public_name("instance", name)
     if name in RESERVED or name == blobstore.NAME:
         raise InvalidError(f"an instance cannot be named {name!r}: it has a meaning in paths")
-    if not isinstance(options, dict) or not OPTIONS.issuperset(options):
-        raise InvalidError(f"'options' is a JSON object of {', '.join(sorted(OPTIONS))}")
+    if not isinstance(options, dict):
+        raise InvalidError("'options' is a JSON object")
+    for key, value in options.items():
+        if not OPTIONS.get(key, _never)(value):
+            raise InvalidError(f"there is no option {key!r:.80}, or it is not {value!r:.80}")
     kind, attrs = given.get("kind"), given.get("attrs", {})
     if not isinstance(kind, str) or not isinstance(attrs, dict) or any(map(_is_dvids, attrs)):
         raise InvalidError("'kind' is text, and 'attrs' a JSON object without names of DVID's")

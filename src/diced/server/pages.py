@@ -84,7 +84,7 @@ def build(site: Site) -> App:
     }
     files["/"] = files.pop("/page/index.html")
     files["/favicon.ico"] = files["/page/icon.svg"]  # what is not told of an icon asks for this
-    neuroglancer = viewer.build()
+    neuroglancer = viewer.build(site)
 
     async def answer(scope: Message, receive: Any, send: Any) -> None:
         path = scope["path"]
@@ -291,7 +291,7 @@ def _tile(call: Call) -> Answer:
     for axis, n, each in zip(PLANES[plane], sizes, steps, strict=True):
         step[axis], shape[axis] = each, n
     values = sample(levels(call.repo, array), lo, step, shape)
-    data = memoryview(np.ascontiguousarray(values)).cast("B")
+    data = np.ascontiguousarray(values).data.cast("B")
     if call.query.get("compression") == "lz4":
         import lz4.block
 

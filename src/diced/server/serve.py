@@ -126,13 +126,19 @@ def make_server(app: App, told: Callable[[], None] | None = None) -> uvicorn.Ser
     parent = os.getppid()
 
     class Server(uvicorn.Server):
-        """Tells when it is ready."""
+        """Tells when it is ready, and when it ends."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             """Start."""
             await super().startup(sockets)
             if told is not None and self.started:
                 told()
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            """End; first what would go on for as long as it is listened to."""
+            if app.site is not None:
+                app.site.ending = True
+            await super().shutdown(sockets)
 
     async def look() -> None:
         # A worker whose supervisor was killed would hold its port for ever.

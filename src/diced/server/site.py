@@ -41,10 +41,13 @@ class Site:
         Always fresh: nothing is believed for a time.
     inline : bool
         Metadata cost microseconds here, so that light requests need no thread.
+    ending : bool
+        The server was told to stop.
     """
 
     def __init__(self, options: Options, shared: Shared):
         self.options = options
+        self.ending = False
         self.access = Access(options, shared)
         # Where an admin can be, the admin may write.
         readonly = options.mode == "readonly" and not (options.admin_token or options.access)

@@ -175,7 +175,7 @@ def picture(array: Any, values: np.ndarray) -> np.ndarray:
         if array.channels >= 3 and array.dtype == np.uint8:
             return np.ascontiguousarray(values[..., : min(4, array.channels)])
         values = values[..., 0]
-    if array.dtype == np.uint8:
+    if values.dtype == np.uint8:
         return values
     plain = values.astype(np.float64)
     plain[~np.isfinite(plain)] = 0
@@ -183,7 +183,8 @@ def picture(array: Any, values: np.ndarray) -> np.ndarray:
     if high <= low:
         low, high = float(plain.min()), float(plain.max()) or 1.0
     scaled = (plain - low) * (255.0 / max(high - low, 1e-300))
-    return np.clip(scaled, 0, 255).astype(np.uint8)
+    shown: np.ndarray = np.clip(scaled, 0, 255).astype(np.uint8)
+    return shown
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -194,7 +195,7 @@ def png(pixels: np.ndarray) -> bytes:
     lines[:, 1:] = pixels.reshape(rows, -1)
     parts = (
         (b"IHDR", struct.pack(">IIBBBBB", columns, rows, 8, kind, 0, 0, 0)),
-        (b"IDAT", zlib.compress(lines, 6)),
+        (b"IDAT", zlib.compress(lines.data, 6)),
         (b"IEND", b""),
     )
     return b"\x89PNG\r\n\x1a\n" + b"".join(

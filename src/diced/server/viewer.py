@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -26,6 +25,9 @@ from diced.server.routes import Route
 from diced.server.thumbnails import levels
 from diced.server.wire import flip
 
+if TYPE_CHECKING:
+    from diced.server.site import Site
+
 BASE = "/view/v/diced/"
 # Its worker compiles the decoders of chunks from text.
 POLICY = (
@@ -36,6 +38,7 @@ POLICY = (
 COOKIE = "diced-viewer"  # how the page hands its token on
 MAX_BODY = 2**16
 BEAT = 15  # seconds between comments in the event stream
+LOOK = 0.5  # seconds between looks whether the server ends
 # What the data source dvid:// of neuroglancer reads.
 DVID_TYPES = frozenset(("uint8blk", "labelblk", "labelarray", "labelmap"))
 PRECOMPUTED = {
@@ -64,7 +67,7 @@ def find() -> Path | None:
     return None
 
 
-def build() -> Any:
+def build(site: Site) -> Any:
     """Return the ASGI application of what is below ``/view/``, or None without the package."""
     folder = find()
     if folder is None:
@@ -94,7 +97,7 @@ def build() -> Any:
 
     async def events(_: Request) -> Response:
         return StreamingResponse(
-            _beats(), media_type="text/event-stream", headers={"cache-control": "no-store"}
+            _beats(site), media_type="text/event-stream", headers={"cache-control": "no-store"}
         )
 
     async def credentials(request: Request) -> Response:
@@ -143,16 +146,14 @@ def _server(given: dict[str, Any]) -> str:
     return url.partition("//")[2].strip("/") if isinstance(url, str) else ""
 
 
-async def _beats() -> Any:
+async def _beats(site: Site) -> Any:
     """Yield a comment now and then, until the server ends."""
-    # The handler of signals is the server's; an open stream must not hold up its end.
-    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     yield b": diced\n\n"
-    seconds = 0
-    while not getattr(server, "should_exit", False):
-        await asyncio.sleep(1)
-        seconds += 1
-        if seconds % BEAT == 0:
+    looks = 0
+    while not site.ending:
+        await asyncio.sleep(LOOK)
+        looks += 1
+        if looks * LOOK % BEAT == 0:
             yield b":\n\n"
 
 
@@ -250,7 +251,7 @@ def routes(node: str, find_array: Callable[[Call], Any]) -> list[Route]:
 
     def get_chunk(call: Call) -> Answer:
         found = chunk(call.repo, find_array(call), call.args["scale"], call.args["chunk"])
-        return Answer(memoryview(found).cast("B"), OCTETS)
+        return Answer(found.data.cast("B"), OCTETS)
 
     form = f"{node}/precomputed/{{name}}"
     return [
