@@ -371,6 +371,10 @@ class Handler(BaseHTTPRequestHandler):
 
 class Server(ThreadingHTTPServer):
     daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        """Say nothing of a client that does not trust us."""
+
     request_queue_size = 128
 
     def __init__(self, *args):
@@ -379,10 +383,14 @@ class Server(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def serving(**options):
-    """Run a fake until the block ends."""
+def serving(tls=None, **options):
+    """Run a fake until the block ends; `tls` is what wraps its socket."""
     fake = Fake(**options)
     server = Server(("127.0.0.1", 0), type("Bound", (Handler,), {"fake": fake}))
+    if tls is not None:
+        server.socket = tls.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     fake.web = f"http://127.0.0.1:{server.server_port}"

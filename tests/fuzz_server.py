@@ -224,7 +224,10 @@ def resident(pid: int) -> int:
 def fuzz(netloc: str, count: int, seed: int) -> Fuzzer:
     """Make so many requests of a server; return what came of it."""
     fuzzer = Fuzzer(netloc, seed)
-    fuzzer.run(count)
+    try:
+        fuzzer.run(count)
+    finally:
+        fuzzer.connection.close()
     return fuzzer
 
 

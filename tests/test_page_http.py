@@ -364,6 +364,22 @@ def test_coarser_arrays_are_read_where_they_do(server):
     assert (sample(found, (9, 0, 0), (1, 3, 3), (1, 8, 8)) == 1).all()
 
 
+def test_levels_of_pyramids_are_read_too(server):
+    repo = server.store.create_repo("r")
+    array = repo.create_array("em", np.uint8, voxel_size=(8, 8, 8))
+    array[0:64, 0:128, 0:128] = np.random.default_rng(5).integers(0, 256, (64, 128, 128), np.uint8)
+    array.update_pyramid(1)
+    node = f"page/node/{repo.uuid}"
+    coarse = np.frombuffer(server.get(f"{node}/tile/em/xy/2_2/64_64/0_0_10").body, np.uint8)
+    assert np.array_equal(coarse.reshape(64, 64), repo["em_1"][5:6, 0:64, 0:64][0])
+    arrays = {each["name"]: each for each in server.get(node).json["arrays"]}
+    assert arrays["em_1"]["hi"] == [64, 64, 32]
+    assert server.get(f"{node}/size/em_1").json["bytes"] is None
+    assert len(server.get(f"{node}/precomputed/em/info").json["scales"]) == 2
+    shown = picture(server.get(f"{node}/thumbnail/em_1"))
+    assert np.array_equal(shown, repo["em_1"][16:17, 0:64, 0:64][0])
+
+
 def test_colours_of_labels():
     labels = np.array([0, 1, 2, 2**32, 2**32 + 1, 2**64 - 1], np.uint64)
     found = colours(labels)
@@ -433,6 +449,45 @@ def test_rights_hold_for_what_the_page_asks(em, monkeypatch):
         f"{node}/tile/ids/xy/1_1/5_5/0_0_0", f"{node}/precomputed/ids/info",
     ):  # fmt: skip
         server.refused("GET", path, status=401)
+
+
+def test_what_users_may(tmp_path):
+    from diced.store import DicedStore
+
+    with DicedStore(tmp_path / "store") as store:
+        repo = store.create_repo("r")
+        array = repo.create_array("gray", np.uint8)
+        array[0:8, 0:8, 0:8] = 1
+        public = repo.lock_node("out")
+        repo.tag("published")
+        repo.change_version(repo.create_branch())
+        repo.lock_node("still secret")
+        repo.tag("secret")
+        private = repo.uuid
+    users = {
+        "ann": {"token": "of ann", "rights": {"r": "write"}},
+        "bob": {"token": "of bob", "rights": {"r": "read"}},
+    }
+    access = {"users": users, "public_versions": [public]}
+    with serving(tmp_path / "store", access=access) as server:
+
+        def rights(token, uuid):
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            return server.get(f"page/node/{uuid}", headers=headers).json
+
+        ann, bob, nobody = rights("of ann", private), rights("of bob", private), rights("", public)
+        assert (ann["user"], ann["rights"]["write"], ann["rights"]["remove"]) == (
+            "ann",
+            True,
+            False,
+        )
+        assert (bob["user"], bob["rights"]["write"]) == ("bob", False)
+        assert nobody["rights"]["write"] is nobody["rights"]["create"] is False
+        assert set(ann["tags"]) == {"published", "secret"}
+        assert set(nobody["tags"]) == {"published"}
+        for rest in ("", "/thumbnail/gray", "/size/gray", "/precomputed/gray/info", "/keys/.files"):
+            server.get(f"page/node/{public}{rest}")
+            server.refused("GET", f"page/node/{private}{rest}", status=401)
 
 
 def test_every_route_of_the_page_is_described():

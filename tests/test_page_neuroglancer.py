@@ -83,15 +83,10 @@ def test_what_is_not_there(server, method, path, status):
 def test_without_the_package(monkeypatch):
     from serving import serving
 
-    viewer.find.cache_clear()
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
-    try:
-        with serving("memory://without-viewer") as server:
-            assert server.get("page/store").json["viewer"] is False
-            assert server.ask("GET", "/view/v/diced/").status == 404
-    finally:
-        monkeypatch.undo()
-        viewer.find.cache_clear()
+    monkeypatch.setattr(viewer, "find", lambda: None)
+    with serving("memory://without-viewer") as server:
+        assert server.get("page/store").json["viewer"] is False
+        assert server.ask("GET", "/view/v/diced/").status == 404
 
 
 # -- what it draws -------------------------------------------------------------------------

@@ -1,9 +1,11 @@
 """The client of DVID servers: addresses, requests, retries, refusals, processes."""
 
+import datetime
 import os
 import pickle
 import re
 import secrets
+import ssl
 import subprocess
 import sys
 import threading
@@ -11,6 +13,10 @@ import time
 
 import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from fake_dvid import serving
 
 import diced
@@ -110,6 +116,44 @@ def test_what_answers_is_no_dvid(fake):
 def test_unknown_schemes_are_still_refused():
     with pytest.raises(LocationError, match="scheme"):
         DicedStore("dvidd://host")
+
+
+@pytest.fixture
+def secure(tmp_path):
+    """A fake with a certificate that it signed itself: its location, and the certificate's file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
+        .add_extension(x509.BasicConstraints(True, None), True)
+        .sign(key, hashes.SHA256())
+    )
+    file = tmp_path / "both.pem"
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + private)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    with serving(tls=context) as fake:
+        yield fake.url.replace("dvid://127.0.0.1", "dvids://localhost"), str(file)
+
+
+def test_https(secure, monkeypatch):
+    location, authority = secure
+    with pytest.raises(LocationError, match="CERTIFICATE_VERIFY_FAILED"):
+        DicedStore(location)
+    monkeypatch.setenv("SSL_CERT_FILE", authority)
+    with DicedStore(location) as store:
+        store.create_repo("r").upload_filedata("f", b"secret")
+        assert store.open_repo("r").download_filedata("f") == b"secret"
+        assert store.url.startswith("dvid+https://localhost:")
 
 
 # -- every request -------------------------------------------------------------------------

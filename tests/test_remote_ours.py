@@ -41,7 +41,7 @@ def test_it_is_known_as_ours(store, local):
 @pytest.mark.parametrize(
     ("shape", "options"),
     [
-        ((5,), {"dtype": "int8", "block_shape": (3,)}),
+        ((5,), {"dtype": "int8", "block_shape": (np.int64(3),)}),
         ((5, 6), {"dtype": "float16"}),
         ((5, 6, 7), {"dtype": "bool", "codec": "zstd:3"}),
         ((5, 6, 7), {"dtype": "float64", "fill": 2.5, "block_shape": (4, 4, 4)}),

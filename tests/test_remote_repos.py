@@ -7,6 +7,7 @@ from fake_dvid import serving
 from diced import (
     AlreadyExistsError,
     AmbiguousError,
+    CorruptError,
     DicedStore,
     InvalidError,
     LockedError,
@@ -61,6 +62,39 @@ def test_repos(fake, store):
     fake.repos[two.root].alias = ""
     assert store.open_repo(two.root).name == two.root
     assert dict(store.list_repos())[two.root] == two.root
+
+
+def test_damaged_repos_do_not_hide_others(fake, store, repo):
+    original = fake.answer
+
+    def answer(method, pieces, query, body):
+        found = original(method, pieces, query, body)
+        if pieces == ["repos", "info"]:
+            nodes = {"Root": "f" * 32, "Nodes": {}}
+            found["f" * 32] = {
+                "Root": "f" * 32, "Alias": "bad", "DAG": nodes, "Problem": "a page is damaged",
+            }  # fmt: skip
+        return found
+
+    fake.answer = answer
+    assert [name for name, _ in store.list_repos()] == ["bad", "r"]
+    assert store.open_repo("r").uuid == repo.uuid
+    with pytest.raises(CorruptError, match="a page is damaged"):
+        store.open_repo("bad")
+
+
+def test_a_version_that_is_hidden(fake, repo):
+    repo.lock_node("m")
+    repo.change_version(repo.create_branch("c"))
+    del fake.repos[repo.root].nodes[repo.uuid]
+    with pytest.raises(NotFoundError, match=repo.uuid):
+        repo.list_instances()
+
+
+def test_names_that_do_not_fit_paths(repo):
+    for name in ("a/b", ".", ".."):
+        with pytest.raises(InvalidError, match="paths"):
+            repo.create_array(name, "uint8")
 
 
 def test_deleting_is_not_dvids_over_http(store, repo):

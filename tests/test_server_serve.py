@@ -22,6 +22,7 @@ from diced.cli import main as cli
 from diced.cli import serve as command
 from diced.errors import InvalidError, LocationError, UnsupportedError
 from diced.server import config
+from diced.server.access import Rules
 from diced.server.answer import Refused
 from diced.server.load import Load, Shared, Throttle
 
@@ -388,6 +389,20 @@ def test_flags_override_the_configuration_and_the_environment_has_the_token(tmp_
     assert (plain.admin_token, plain.cors, plain.access) == ("old", ("*",), {})
     with pytest.raises(InvalidError, match="no store is named"):
         options(tmp_path, monkeypatch)
+
+
+def test_what_the_documentation_shows_is_a_configuration(tmp_path):
+    text = (pathlib.Path(__file__).parents[1] / "docs" / "server.md").read_text()
+    blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    (tmp_path / "a.toml").write_text("\n".join(blocks))
+    found = config.read(str(tmp_path / "a.toml"))
+    assert found.warnings == []
+    rules = Rules(found.fields["access"])
+    assert rules.find("another long secret").level("*", "*") == 3
+    assert rules.find("a long secret").level("x", "fib19") == 1
+    assert rules.find("test").level("x", "fib19") == 2
+    assert len(rules.public) == 1
 
 
 def test_an_empty_section_of_rights_lets_nobody_in(tmp_path):

@@ -11,47 +11,18 @@ from itertools import islice
 from typing import Any
 
 from diced import pool
-from diced._compress import lz4_compress, lz4_decompress
-from diced._crc32c import crc32c
-from diced.errors import CorruptError, InvalidError, NotFoundError, near_matches
+from diced.errors import InvalidError, NotFoundError, near_matches
 from diced.handle import Handle, together
 from diced.log import Entry
-from diced.segment import CHECK, HEADER, MAGIC, MAX_KEY, VALUE, Frames, frame_header
+from diced.segment import MAX_KEY, Frames
 from diced.spec import MAX_TEXT, check_text
 from diced.state import Change, State
+from diced.values import Value, load_value, store_value, value_size
 from diced.versioned import Lane
 
 SPACE = 0
-INLINE_VALUE = 256
-RAW, LZ4 = 0, 1
-MAX_VALUE = 2**30
-SAMPLE = 2**18
 MANY = 256  # keys that are looked up at once
-AT_ONCE = 2**16  # bytes of a frame that are read rather than asked how large they are
 AHEAD = 16  # values that are read side by side where reading is a request
-
-
-class Value:
-    """A value as it was when it was found, whatever is written to its key meanwhile.
-
-    Attributes
-    ----------
-    size : int
-        Bytes.
-    """
-
-    __slots__ = ("_entry", "_key", "_lane", "_where", "size")
-
-    def __init__(self, lane: Lane, key: bytes, entry: Entry, where: str):
-        if not isinstance(entry, bytes) and entry[2] <= AT_ONCE:
-            entry = load_value(lane, SPACE, key, entry, where)
-        self._lane, self._key, self._entry, self._where = lane, key, entry, where
-        self.size = value_size(lane, key, entry, where)
-
-    def read(self, start: int = 0, stop: int | None = None) -> memoryview:
-        """Return its bytes from `start` up to and without `stop`."""
-        value = load_value(self._lane, SPACE, self._key, self._entry, self._where)
-        return memoryview(value)[start:stop]
 
 
 class KeyValueArray(Handle):
@@ -98,7 +69,7 @@ class KeyValueArray(Handle):
         lane = self._lane()
         name = self._key(key)
         entry = lane.get(lane.refresh(), SPACE, name)
-        return None if entry is None else Value(lane, name, entry, self._where(name))
+        return None if entry is None else Value(lane, SPACE, name, entry, self._where(name))
 
     @together()
     def __contains__(self, key: object) -> bool:
@@ -277,88 +248,3 @@ def _after_prefix(prefix: bytes) -> bytes | None:
     """Return the first key after all keys with this prefix, or None if there is no bound."""
     trimmed = prefix.rstrip(b"\xff")
     return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else None
-
-
-# -- values as entries of a lane: also of arrays of other kinds ----------------------------
-
-
-def store_value(lane: Lane, space: int, key: bytes, value: Any, frames: Frames) -> Entry:
-    """Return the entry of a value: itself if it is short, else a pointer to its frame.
-
-    Parameters
-    ----------
-    value : bytes-like or str
-        Text is stored as UTF-8.
-    frames : Frames
-        Of the commit that the entry will be in.
-
-    Raises
-    ------
-    InvalidError
-        It is neither, or has more than `MAX_VALUE` bytes.
-    """
-    try:
-        if isinstance(value, str):
-            data: Any = value.encode()
-        else:
-            view = memoryview(value)
-            flat = view.c_contiguous and view.ndim and view.nbytes
-            data = view.cast("B") if flat else view.tobytes()
-    except (TypeError, ValueError):  # no buffer, or not valid text
-        raise InvalidError(f"a value is bytes or valid text; got {value!r:.80}") from None
-    if len(data) > MAX_VALUE:
-        raise InvalidError(f"a value has at most {MAX_VALUE} bytes; got {len(data)}")
-    if len(data) <= INLINE_VALUE:
-        return bytes(data)
-    payload, codec = data, RAW
-    # What does not compress is known by a part: compressing takes as much memory again.
-    middle = len(data) // 2
-    if len(data) <= 4 * SAMPLE or len(lz4_compress(data[middle : middle + SAMPLE])) < SAMPLE:
-        packed = lz4_compress(data)
-        if len(packed) < len(data):
-            payload, codec = packed, LZ4
-    header = frame_header(VALUE, codec, 0, space, lane.lane_bytes, key, len(data), payload)
-    segment, offset = frames.append([header, payload])
-    return segment, offset, len(header) + len(payload)
-
-
-def load_value(lane: Lane, space: int, key: bytes, entry: Entry, where: str) -> bytes:
-    """Return the value behind an entry; `where` goes into messages.
-
-    Raises
-    ------
-    CorruptError
-    """
-    if isinstance(entry, bytes):
-        return entry
-    frame = lane.home.read_frame(lane.id, entry)
-    mine = frame.kind == VALUE and frame.lane == lane.lane_bytes
-    if not mine or frame.space != space or frame.key != key:
-        raise CorruptError(f"{where}: the frame is of another key")
-    if frame.codec == RAW:
-        if len(frame.payload) != frame.raw:
-            raise CorruptError(f"{where}: {len(frame.payload)} bytes, not {frame.raw}")
-        return bytes(frame.payload)
-    if frame.codec != LZ4 or frame.raw > MAX_VALUE:
-        raise CorruptError(f"{where}: codec {frame.codec} of {frame.raw} bytes")
-    out = bytearray(frame.raw)
-    lz4_decompress(frame.payload, out)
-    return bytes(out)
-
-
-def value_size(lane: Lane, key: bytes, entry: Entry, where: str) -> int:
-    """Return the bytes of the value behind an entry, without reading the value.
-
-    Raises
-    ------
-    CorruptError
-    """
-    if isinstance(entry, bytes):
-        return len(entry)
-    head = bytearray(HEADER.size + len(key) + CHECK.size)
-    lane.home.read_into(lane.id, *entry[:2], head)
-    fields = HEADER.unpack_from(head)
-    body = memoryview(head)[: -CHECK.size]
-    if fields[0] != MAGIC or crc32c(body) != CHECK.unpack_from(head, len(body))[0]:
-        raise CorruptError(f"{where}: there is no frame, or it does not match its checksum")
-    return int(fields[6])

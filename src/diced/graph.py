@@ -27,11 +27,11 @@ from diced.elements import (
     property_key,
 )
 from diced.errors import CorruptError, InvalidError, NotFoundError
-from diced.files import load_value, store_value
 from diced.handle import Handle, together
 from diced.log import Delta, Entry
 from diced.spec import check_text
 from diced.state import Change, State
+from diced.values import load_value, store_value
 from diced.versioned import Lane
 
 VERTICES, EDGES, PROPERTIES, STAMPS = 0, 1, 2, 3  # spaces

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diced import grid, index, keys, log, pieces, pool
-from diced._compress import lz4_decompress
 from diced.blocks import CONSTANT, SPACE, Blocks
 from diced.errors import CorruptError, NotFoundError
-from diced.files import LZ4, MAX_VALUE, RAW
 from diced.home import Home
+from diced.kindcheck import check_of
 from diced.levelcheck import LevelCheck
 from diced.log import Entry, Pointer, Record
 from diced.pieces import PIECES
@@ -24,15 +23,17 @@ from diced.report import (
     REBUILD,
     RESTORE,
     REWRITE,
+    REWRITE_VALUE,
     UNCHECKED,
     Problem,
     Progress,
     Report,
     obstacle,
 )  # fmt: skip
-from diced.segment import VALUE, Frame
+from diced.segment import Frame
 from diced.spec import ArraySpec
 from diced.state import Base
+from diced.values import decode_value
 from diced.versioned import Lane
 from diced.walk import UNREADABLE, Fold, LaneKeys, Loaded, PageDamage, Pages, load_records
 
@@ -179,7 +180,7 @@ class Scope:
                     frame = Frame(data[each.start - first : each.start - first + pointer[2]])
                 check.decode(frame, each.space, each.key, pointer)
             except UNREADABLE as error:
-                wrong.append(check.unread(each.key, each.place, each.start, error))
+                wrong.append(check.unread(each.space, each.key, each.place, each.start, error))
         return wrong
 
     def _fetch(self, group: list[_Queued]) -> memoryview | None:
@@ -220,6 +221,7 @@ class LaneCheck:
         self._level = None
         if spec is not None and spec.kind == KIND:
             self._level = LevelCheck(owner.pages, owner.report, where)
+        self._kind = check_of("" if spec is None else spec.kind)
         self._blocks = None
         if spec is not None and spec.dtype is not None:
             self._blocks = Blocks(owner.home, lane, spec, 1)
@@ -419,6 +421,10 @@ class LaneCheck:
     ) -> None:
         named = list(named)
         owner, lane_id = self.owner, self.lane.id
+        if self._blocks is None:
+            for key, wrong in self._kind.entries(space, dict(named)):
+                what = f"{self._name(space, key)} in {source}: {wrong}; {REWRITE_VALUE}"
+                self._error("bad-entry", what)
         owner.learn_ahead(lane_id, (entry for _, entry in named if isinstance(entry, tuple)))
         for key, entry in named:
             if isinstance(entry, tuple):
@@ -426,7 +432,7 @@ class LaneCheck:
                 wrong = owner.covered(lane_id, entry)
                 if wrong is not None:
                     place, _ = owner.home.locate(lane_id, *entry[:2])
-                    self._hit.setdefault((wrong, place), []).append(self._name(key))
+                    self._hit.setdefault((wrong, place), []).append(self._name(space, key))
                 elif owner.full:
                     owner.read_later(self, space, key, entry)
             elif entry is not None and space == CATALOG and self._level is not None:
@@ -436,11 +442,11 @@ class LaneCheck:
                 if entry[:1] != CONSTANT or len(entry) != size:
                     self._error(
                         "bad-entry",
-                        f"{self._name(key)} in {source} is"
+                        f"{self._name(space, key)} in {source} is"
                         f" {len(entry)} bytes that are no constant block; {REBUILD}",
                     )
 
-    def unread(self, key: bytes, place: str, start: int, error: Exception) -> Problem:
+    def unread(self, space: int, key: bytes, place: str, start: int, error: Exception) -> Problem:
         """Return the finding for a frame: its own if it is damaged, else its array's or home's."""
         other = obstacle(error)
         if other == "unsupported":
@@ -452,7 +458,7 @@ class LaneCheck:
             return Problem("error", other, self.owner.name, message)
         what = "the segment" if place.endswith(".seg") else "that record"
         message = (
-            f"{self._name(key)}, in {place} at {start} ({error}), cannot be"
+            f"{self._name(space, key)}, in {place} at {start} ({error}), cannot be"
             " read here nor at descendants that did not rewrite it; "
             f"{RESTORE.format(what)}, {REWRITE}"
         )
@@ -472,18 +478,14 @@ class LaneCheck:
             self._blocks._check(frame, key, pointer[2])
             block = np.empty(spec.full_block_shape, spec.dtype)
             self._blocks._decode(frame, block, (0,) * spec.dims)
-        elif frame.kind != VALUE or frame.codec not in (RAW, LZ4) or frame.raw > MAX_VALUE:
-            raise CorruptError(f"kind {frame.kind}, codec {frame.codec}, {frame.raw} bytes")
-        elif frame.codec == LZ4:
-            lz4_decompress(frame.payload, bytearray(frame.raw))
-        elif len(frame.payload) != frame.raw:
-            raise CorruptError(f"{len(frame.payload)} bytes, not {frame.raw}")
+        else:
+            self._kind.value(space, key, decode_value(frame, "the value"))
 
-    def _name(self, key: bytes) -> str:
+    def _name(self, space: int, key: bytes) -> str:
         spec = self.spec
         if spec is not None and spec.dtype is not None and len(key) == 4 * spec.dims:
             return f"block {tuple(grid.block_coords([key], spec.dims)[0].tolist())}"
-        return f"key {key.decode(errors='backslashreplace')!r}"
+        return self._kind.name(space, key)
 
     def flush(self) -> None:
         """Report blocks without bytes, by object."""

@@ -10,6 +10,7 @@ from diced.errors import AccessError, EngineError, UnsupportedError
 REBUILD = "run 'diced fsck --rebuild'"
 RESTORE = "restore {} from a copy"
 REWRITE = "or write the blocks again at an open version"
+REWRITE_VALUE = "write it again at an open version"
 # Kinds of findings that say what could not be looked at, not what is damaged.
 UNCHECKED = ("unsupported", "access", "medium")
 

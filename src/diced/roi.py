@@ -15,12 +15,12 @@ import numpy as np
 
 from diced import grid, pool
 from diced.errors import BadIndexError, CorruptError, InvalidError
-from diced.files import load_value, store_value
 from diced.handle import Handle, together
 from diced.log import Entry
 from diced.spans import Array, Partition, covered, order, partition
 from diced.spec import check_text
 from diced.state import Change, State
+from diced.values import load_value, store_value
 from diced.versioned import Lane
 
 PARTS, DIRECTORY = 0, 1  # spaces
@@ -31,7 +31,9 @@ PART = 16384  # spans
 BLOCK = (32, 32, 32)
 
 
-class _Directory(NamedTuple):
+class Directory(NamedTuple):
+    """How many spans there are, the box of blocks that they are in, and where parts begin."""
+
     total: int
     first: tuple[int, int, int]
     last: tuple[int, int, int]
@@ -215,20 +217,12 @@ class RoiArray(Handle):
         lane = self._lane()
         return lane, lane.refresh()
 
-    def _directory(self, lane: Lane, state: State) -> _Directory:
+    def _directory(self, lane: Lane, state: State) -> Directory:
         entry = lane.get(state, DIRECTORY, SPANS)
         if entry is None:
-            return _Directory(0, (0, 0, 0), (0, 0, 0), np.empty((0, 2), np.int32))
+            return Directory(0, (0, 0, 0), (0, 0, 0), np.empty((0, 2), np.int32))
         where = f"the directory of {self.name!r}"
-        data = load_value(lane, DIRECTORY, SPANS, entry, where)
-        if len(data) < HEAD.size or (len(data) - HEAD.size) % 8:
-            raise CorruptError(f"{where} has {len(data)} bytes")
-        count, *box = HEAD.unpack_from(data)
-        begins = np.frombuffer(data, "<i4", offset=HEAD.size).reshape(-1, 2)
-        first, last = (box[0], box[1], box[2]), (box[3], box[4], box[5])
-        if len(begins) != -(-count // PART):
-            raise CorruptError(f"{where}: {len(begins)} parts of {count} spans")
-        return _Directory(count, first, last, begins)
+        return parse_directory(load_value(lane, DIRECTORY, SPANS, entry, where), where)
 
     def _among(self, first: Array, last: Array) -> Array:
         """Return all spans of rows in these intervals of `order`, sorted, and some others."""
@@ -255,7 +249,7 @@ class RoiArray(Handle):
             where = f"part {NUMBER.unpack(key)[0]} of {self.name!r}"
             if entry is None:
                 raise CorruptError(f"{where} is missing")
-            return _unpack(load_value(lane, PARTS, key, entry, where), where)
+            return unpack(load_value(lane, PARTS, key, entry, where), where)
 
         threads = pool.LIMIT if self._repo.remote else pool.default_threads()
         parts = list(pool.map_ordered(load, list(zip(names, entries, strict=True)), threads))
@@ -288,14 +282,18 @@ def check_spans(spans: Any) -> Array:
         example = rows[wrong][0].tolist()
         raise InvalidError(f"span {example} (z, y, x0, x1) ends before it begins")
     place, run = order(rows[:, 0], rows[:, 1]), order(rows[:, 2], rows[:, 3])
-    if not _ascend(place, run).all():
+    if not _follow(place, run).all():
         by = np.lexsort((run, place))
         rows, place, run = rows[by], place[by], run[by]
-    return np.asarray(rows[np.concatenate([[True], _ascend(place, run)])])
+    return np.asarray(rows[np.concatenate([[True], _follow(place, run)])])
 
 
-def _ascend(place: Array, run: Array) -> Array:
-    """Tell of each row but the first whether it comes after the one before."""
+def ascend(rows: Array) -> Array:
+    """Tell of each span but the first whether it comes after the one before."""
+    return _follow(order(rows[:, 0], rows[:, 1]), order(rows[:, 2], rows[:, 3]))
+
+
+def _follow(place: Array, run: Array) -> Array:
     further = place[1:] > place[:-1]
     return np.asarray(further | ((place[1:] == place[:-1]) & (run[1:] > run[:-1])))
 
@@ -309,7 +307,13 @@ def _pack(rows: Array) -> bytes:
     return table.transpose(0, 2, 1).tobytes()
 
 
-def _unpack(data: bytes, where: str) -> Array:
+def unpack(data: bytes, where: str) -> Array:
+    """Return the spans of a part.
+
+    Raises
+    ------
+    CorruptError
+    """
     if len(data) % 16:
         raise CorruptError(f"{where} has {len(data)} bytes")
     planes = np.frombuffer(data, np.uint8).reshape(4, 4, -1).transpose(0, 2, 1)
@@ -317,3 +321,20 @@ def _unpack(data: bytes, where: str) -> Array:
     columns[:3] = np.cumsum(columns[:3], axis=1, dtype=np.uint32)
     columns[3] += columns[2]
     return np.ascontiguousarray(columns.view(np.int32).T)
+
+
+def parse_directory(data: bytes, where: str) -> Directory:
+    """Return a directory.
+
+    Raises
+    ------
+    CorruptError
+    """
+    if len(data) < HEAD.size or (len(data) - HEAD.size) % 8:
+        raise CorruptError(f"{where} has {len(data)} bytes")
+    count, *box = HEAD.unpack_from(data)
+    begins = np.frombuffer(data, "<i4", offset=HEAD.size).reshape(-1, 2)
+    first, last = (box[0], box[1], box[2]), (box[3], box[4], box[5])
+    if len(begins) != -(-count // PART):
+        raise CorruptError(f"{where}: {len(begins)} parts of {count} spans")
+    return Directory(count, first, last, begins)

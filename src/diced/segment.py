@@ -10,7 +10,7 @@ import contextlib
 import struct
 import threading
 from collections.abc import Collection, MutableMapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from diced import keys, pool
 from diced._crc32c import crc32c
@@ -43,6 +43,59 @@ DISCARD_SECONDS = 5.0
 Pointer = tuple[int, int, int]
 
 
+class Header(NamedTuple):
+    """What a frame says of itself before its payload.
+
+    Attributes
+    ----------
+    size, stored : int
+        Bytes of the header, and of the payload behind it.
+    check : int
+        Checksum of the payload, or of the table of its units if it has any.
+    """
+
+    kind: int
+    codec: int
+    flags: int
+    space: int
+    lane: bytes
+    raw: int
+    stored: int
+    units: int
+    check: int
+    key: bytes
+    size: int
+
+
+def parse_header(buffer: memoryview) -> Header:
+    """Return the verified header that a buffer begins with.
+
+    Raises
+    ------
+    CorruptError
+    """
+    least = HEADER.size + CHECK.size
+    if len(buffer) < least:
+        raise CorruptError(f"a frame has at least {least} bytes; got {len(buffer)}")
+    (magic, kind, codec, flags, space, lane, raw, stored, key_length, units, check) = (
+        HEADER.unpack_from(buffer)
+    )
+    if magic != MAGIC:
+        raise CorruptError(f"no frame here: magic is {bytes(magic)!r}, not {MAGIC!r}")
+    body = HEADER.size + key_length
+    size = body + CHECK.size
+    if key_length > MAX_KEY or size > len(buffer):
+        raise CorruptError(f"a frame's header of {size} bytes in a read of {len(buffer)}")
+    if crc32c(buffer[:body]) != CHECK.unpack_from(buffer, body)[0]:
+        raise CorruptError("a frame's header does not match its checksum")
+    if kind not in KINDS or flags & ~KNOWN_FLAGS:
+        raise CorruptError(f"unknown frame kind {kind} or flags {flags:#x}")
+    if units * UNIT.size > stored:
+        raise CorruptError(f"{units} units in a payload of {stored} bytes")
+    key = bytes(buffer[HEADER.size : body])
+    return Header(kind, codec, flags, space, lane, raw, stored, units, check, key, size)
+
+
 class Frame:
     """A frame that was read and verified.
 
@@ -65,28 +118,16 @@ class Frame:
     )  # fmt: skip
 
     def __init__(self, buffer: memoryview, verify_payload: bool = True):
-        least = HEADER.size + CHECK.size
-        if len(buffer) < least:
-            raise CorruptError(f"a frame has at least {least} bytes; got {len(buffer)}")
-        (magic, self.kind, self.codec, self.flags, self.space, self.lane, self.raw, stored,
-         key_length, self.units, payload_crc) = HEADER.unpack_from(buffer)  # fmt: skip
-        if magic != MAGIC:
-            raise CorruptError(f"no frame here: magic is {bytes(magic)!r}, not {MAGIC!r}")
-        body = HEADER.size + key_length
-        self.size = body + CHECK.size + stored
-        if key_length > MAX_KEY or self.size > len(buffer):
+        head = parse_header(buffer)
+        self.kind, self.codec, self.flags, self.space = head.kind, head.codec, head.flags, head.space
+        self.lane, self.key, self.raw, self.units = head.lane, head.key, head.raw, head.units
+        self.size = head.size + head.stored
+        if self.size > len(buffer):
             raise CorruptError(f"a frame of {self.size} bytes in a read of {len(buffer)}")
-        if crc32c(buffer[:body]) != CHECK.unpack_from(buffer, body)[0]:
-            raise CorruptError("a frame's header does not match its checksum")
-        if self.kind not in KINDS or self.flags & ~KNOWN_FLAGS:
-            raise CorruptError(f"unknown frame kind {self.kind} or flags {self.flags:#x}")
-        self.key = bytes(buffer[HEADER.size : body])
-        self.payload = buffer[body + CHECK.size : self.size]
+        self.payload = buffer[head.size : self.size]
         # With units the frame's checksum covers their table, and each unit carries its own.
         covered = self.payload[: self.units * UNIT.size] if self.units else self.payload
-        if self.units * UNIT.size > stored:
-            raise CorruptError(f"{self.units} units in a payload of {stored} bytes")
-        if verify_payload and crc32c(covered) != payload_crc:
+        if verify_payload and crc32c(covered) != head.check:
             raise CorruptError("a frame's payload does not match its checksum")
 
     def unit(self, number: int) -> memoryview:
@@ -106,20 +147,31 @@ class Frame:
 
 
 def frame_header(
-    kind: int, codec: int, flags: int, space: int, lane: bytes, key: bytes, raw: int, payload: Any
+    kind: int,
+    codec: int,
+    flags: int,
+    space: int,
+    lane: bytes,
+    key: bytes,
+    raw: int,
+    payload: Any,
+    stored: int | None = None,
 ) -> bytes:
-    """Return the bytes that precede `payload` in its frame."""
+    """Return the bytes that precede `payload` in its frame.
+
+    With `stored`, the length of the payload, `payload` is only the table of units that it begins
+    with.
+    """
     if len(key) > MAX_KEY:
         raise InvalidError(f"a key has at most {MAX_KEY} bytes; got {len(key)}")
-    stored = len(payload)
-    if stored > MAX_PAYLOAD or raw > MAX_PAYLOAD:
-        raise InvalidError(f"a value has at most {MAX_PAYLOAD} bytes; got {max(stored, raw)}")
-    head = (
-        HEADER.pack(
-            MAGIC, kind, codec, flags, space, lane, raw, stored, len(key), 0, crc32c(payload)
-        )
-        + key
-    )
+    units = 0 if stored is None else len(payload) // UNIT.size
+    length = len(payload) if stored is None else stored
+    if length > MAX_PAYLOAD or raw > MAX_PAYLOAD:
+        raise InvalidError(f"a value has at most {MAX_PAYLOAD} bytes; got {max(length, raw)}")
+    check = crc32c(payload)
+    head = HEADER.pack(
+        MAGIC, kind, codec, flags, space, lane, raw, length, len(key), units, check
+    ) + key  # fmt: skip
     return head + CHECK.pack(crc32c(head))
 
 

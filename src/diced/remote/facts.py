@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from diced.dag import LOCKED, OPEN, Dag, Node
-from diced.errors import EngineError, InvalidError, UnsupportedError
+from diced.errors import EngineError, InvalidError, NotFoundError, UnsupportedError
 from diced.grid import Box
 from diced.spec import DTYPES, ArraySpec, array_fields
 
@@ -44,6 +44,8 @@ class RepoFacts:
     Attributes
     ----------
     root, alias, description, created : str
+    problem : str
+        What our server says of a repo whose metadata are damaged.
     log : list of str
     dag : Dag
         The id of a node is its UUID.
@@ -57,11 +59,10 @@ class RepoFacts:
             self.alias = str(fields.get("Alias") or "")
             self.description = str(fields.get("Description") or "")
             self.created = str(fields.get("Created") or "")
+            self.problem = str(fields.get("Problem") or "")
             self.log = [str(each) for each in fields.get("Log") or ()]
             self.instances: dict[str, Any] = dict(fields.get("DataInstances") or {})
             self.dag = _dag(fields["DAG"]["Nodes"])
-            if self.root not in self.dag.nodes:
-                raise KeyError(self.root)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise EngineError(
                 f"the server's JSON of a repo is not DVID's: {type(error).__name__} {error}"
@@ -75,6 +76,8 @@ class RepoFacts:
     def visible(self, uuid: str) -> dict[str, Any]:
         """Return the instances that a version shows, by name."""
         dag = self.dag
+        if uuid not in dag.nodes:
+            raise NotFoundError(f"version {uuid} of repo {self.name!r} is not shown any more")
         ancestry = dag.ancestry(dag.nodes[uuid])
         found = {}
         for name, each in sorted(self.instances.items()):

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from diced import pool
 from diced.errors import InvalidError, LockedError, NotFoundError, UnsupportedError
-from diced.files import MAX_VALUE, KeyValueArray
+from diced.files import KeyValueArray
 from diced.remote import protobuf
 from diced.remote.array import RemoteHandle
 from diced.remote.http import Reply, spell
 from diced.spec import MAX_TEXT, ArraySpec, check_text
+from diced.values import MAX_VALUE
 
 if TYPE_CHECKING:
     from diced.remote.repo import RemoteRepo

@@ -7,7 +7,6 @@ server what is true now.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import random
@@ -366,6 +365,8 @@ class Server:
         return found
 
     def _new_pool(self) -> HTTPConnectionPool:
+        import ssl
+
         from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
         place = self.address
@@ -373,7 +374,7 @@ class Server:
         if place.secure:
             return HTTPSConnectionPool(
                 place.host, place.port, maxsize=self.connections, blocksize=PIECE,
-                ssl_context=_context(),
+                ssl_context=ssl.create_default_context(),
             )  # fmt: skip
         return HTTPConnectionPool(place.host, place.port, maxsize=self.connections, blocksize=PIECE)
 
@@ -388,14 +389,6 @@ class Server:
     def after_fork(self) -> None:
         """Take new connections: the parent goes on using those that were open."""
         self._pool = None
-
-
-@functools.cache
-def _context() -> Any:
-    """Return what checks certificates; loading the authorities takes 10 ms."""
-    import ssl
-
-    return ssl.create_default_context()
 
 
 def spell(*pieces: str) -> str:

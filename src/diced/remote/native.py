@@ -40,15 +40,20 @@ def create(
     given = {key: value for key, value in options.items() if value is not None}
     if "dtype" in given:
         given["dtype"] = check_dtype(given["dtype"]).name
-    for key, value in given.items():
-        if isinstance(value, np.ndarray | np.generic):
-            given[key] = value.tolist()
+    given = {key: _plain(value) for key, value in given.items()}
     fields = {"name": name, "kind": kind, "versioned": versioned, "options": given, "attrs": attrs}
     try:
         json.dumps(fields)
     except (TypeError, ValueError) as error:
         raise InvalidError(f"array {name!r}: an option cannot be sent: {error}") from None
     repo._create_by(spell("repo", repo.uuid, "array"), name, fields)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value without numpy's types."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def describe(repo: RemoteRepo, name: str) -> dict[str, Any]:

@@ -108,6 +108,8 @@ class RemoteRepo(DicedRepo):
         """
         self._check_writable()
         check_name("array", name)
+        if "/" in name or name in (".", ".."):
+            raise InvalidError(f"an array's name on a server stands in paths; got {name!r}")
         if options.pop("indexed", False) or options.get("kind") == "labelmap":
             raise UnsupportedError("indexed label arrays are not in this version of diced")
         attrs = dict(options.pop("attrs", None) or {})

@@ -15,6 +15,7 @@ from diced.engine.base import translate
 from diced.errors import (
     AlreadyExistsError,
     AmbiguousError,
+    CorruptError,
     DicedException,
     InvalidError,
     NotFoundError,
@@ -206,6 +207,10 @@ class RemoteStore(DicedStore):
             found, node = self._by_version(wanted)
         else:
             node = found.root
+            if node not in found.dag.nodes:
+                raise CorruptError(
+                    f"repo {name!r}: {found.problem or 'its first version is not shown'}"
+                )
         repo = RemoteRepo(self, found.root, node, readonly)
         if version is not None:
             repo.change_version(version)

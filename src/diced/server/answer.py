@@ -25,7 +25,7 @@ OCTETS = "application/octet-stream"
 Buffer = bytes | bytearray | memoryview
 
 
-class Refused(DicedException):
+class Refused(InvalidError):
     """A request that is answered with a status of its own.
 
     Parameters

@@ -232,7 +232,7 @@ _measuring = threading.Lock()
 
 def _storage(call: Call) -> str:
     if not _measuring.acquire(blocking=False):
-        raise Refused(503, "storage is being measured already\n", {"Retry-After": "60"})
+        return "Storage is being measured already; the result goes to the log.\n"
     threading.Thread(target=_measure, args=(call.site.store,), daemon=True).start()
     return "Storage is being measured; the result goes to the log.\n"
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from diced.errors import InvalidError, NotFoundError
-from diced.files import MAX_VALUE, Value
 from diced.repo import DicedRepo
 from diced.server import protobuf, streams
 from diced.server.answer import OCTETS, Answer, Refused, to_json
@@ -17,6 +16,7 @@ from diced.server.datatype import ATTRS, DVID_TYPES, DataType, Settings
 from diced.server.describe import instance_json
 from diced.server.protobuf import KeyRange
 from diced.server.routes import READ, Route
+from diced.values import MAX_VALUE, Value
 
 if TYPE_CHECKING:
     from diced.server.site import Site
@@ -168,10 +168,8 @@ def _part(value: Value, start: int, end: int) -> Answer:
     if value.size <= SMALL_VALUE:
         return Answer(value.read(start, end + 1), OCTETS, headers=headers)
 
-    def piece() -> Iterator[memoryview]:  # on a worker thread
-        yield value.read(start, end + 1)
-
-    return Answer(piece(), OCTETS, headers=headers, length=end + 1 - start)
+    # Pieces are made on a worker thread.
+    return Answer(value.pieces(start, end + 1), OCTETS, headers=headers, length=end + 1 - start)
 
 
 _RANGE = re.compile(r"\s*bytes\s*=\s*(\d{0,19})\s*-\s*(\d{0,19})\s*", re.ASCII)

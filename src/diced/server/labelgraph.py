@@ -8,13 +8,13 @@ from typing import Any
 
 from diced.elements import Element, Pair
 from diced.errors import InvalidError, NotFoundError
-from diced.files import MAX_VALUE
 from diced.repo import DicedRepo
 from diced.server import streams
 from diced.server.answer import JSON, OCTETS, Answer, Buffer, to_json
 from diced.server.call import Call, whole
 from diced.server.datatype import ATTRS, DVID_TYPES, DataType, Settings
 from diced.server.routes import Route
+from diced.values import MAX_VALUE
 
 GRAPH_BYTES = 2**28  # of a graph as JSON
 IDS_BYTES = 2**26

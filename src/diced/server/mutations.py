@@ -13,7 +13,7 @@ from typing import Any
 from diced import keys, log
 from diced.dag import Node
 from diced.errors import CorruptError, InvalidError, NotFoundError
-from diced.files import SPACE, value_size
+from diced.files import SPACE
 from diced.log import Record
 from diced.server import streams
 from diced.server.answer import Answer, to_json
@@ -21,6 +21,7 @@ from diced.server.call import Call
 from diced.server.routes import Route
 from diced.server.wire import flip
 from diced.state import Base
+from diced.values import value_size
 from diced.versioned import Lane
 
 QUERY = {"userid": "only what this user did"}

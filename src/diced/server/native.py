@@ -22,7 +22,7 @@ from diced.server.answer import Answer, to_json
 from diced.server.api_repos import RESERVED, check_public_name
 from diced.server.call import Call
 from diced.server.fields import NOTE_BYTES
-from diced.server.routes import Route
+from diced.server.routes import NONE, Route
 from diced.server.voxels import as_voxels
 from diced.spec import DTYPES, MAX_CHANNELS
 
@@ -44,8 +44,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, float) or (isinstance(value, int) and -(2**63) <= value < 2**64)
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**31
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, str) or _is_number(value)
 
 
 def _is_text(value: Any) -> bool:
@@ -66,15 +66,15 @@ def _or_list(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
 # What ``create_array`` may be told, and what JSON of it must be; the rest is its own to check.
 OPTIONS: dict[str, Callable[[Any], bool]] = {
     "dtype": lambda value: isinstance(value, str) and value in DTYPES,
-    "dims": _is_count,
+    "dims": _is_scalar,
     "islabel3D": _is_flag,
     "lossycompression": _is_flag,
-    "block_shape": _or_list(_is_count),
+    "block_shape": _or_list(_is_scalar),
     "codec": _is_text,
     "fill": _or_list(_is_number),
     "voxel_size": _or_list(_is_number),
     "units": _or_list(_is_text),
-    "channels": _is_count,
+    "channels": _is_scalar,
 }
 
 
@@ -176,7 +176,7 @@ def _delete_keys(call: Call) -> None:
 
 def _is_sound(part: slice) -> bool:
     inside = MIN_COORDINATE <= part.start < part.stop <= MAX_COORDINATE + 1
-    return inside and 1 <= part.step <= MAX_COORDINATE
+    return bool(inside and 1 <= part.step <= MAX_COORDINATE)
 
 
 def whole(value: Any) -> int:
@@ -217,7 +217,10 @@ def _operations(call: Call) -> Answer:
 def routes() -> list[Route]:
     """Return the routes of the server and of repos."""
     return [
-        Route("GET", "/api/diced", _about, "Tells diced's client which store this is.", light=True),
+        Route(
+            "GET", "/api/diced", _about, "Tells diced's client which store this is.", light=True,
+            needs=NONE,
+        ),
         Route(
             "POST", "/api/repo/{uuid}/array", _create,
             "Creates an array with all that diced knows of arrays.",

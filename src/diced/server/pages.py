@@ -14,7 +14,7 @@ import itertools
 import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 Message = MutableMapping[str, Any]
 App = Callable[[Message, Any, Callable[[Message], Awaitable[None]]], Awaitable[None]]
 
+FOLDER = Path(__file__).parent / "page"
 TYPES = {
     "html": "text/html; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
@@ -79,7 +80,7 @@ def build(site: Site) -> App:
     """
     files = {
         f"/page/{each.name}": _File(each.name, each.read_bytes())
-        for each in resources.files("diced.server").joinpath("page").iterdir()
+        for each in FOLDER.iterdir()
         if each.name.rpartition(".")[2] in TYPES
     }
     files["/"] = files.pop("/page/index.html")
@@ -147,6 +148,8 @@ def _may(call: Call, method: str, pieces: list[str]) -> bool:
         return False
     tried = copy.copy(call)
     tried.method, tried.path = method, "/api/" + "/".join(pieces)
+    if "uuid" not in found[1]:
+        tried.repo = None
     try:
         call.site.access.check(tried, found[0])
     except DicedException:
@@ -159,6 +162,7 @@ def _rights(call: Call) -> dict[str, bool]:
     rights = {"admin": call.admin, "create": _may(call, "POST", ["repos"])}
     if call.repo is not None:
         rights["write"] = _may(call, "POST", ["node", call.repo.uuid, "note"])
+        rights["rename"] = _may(call, "POST", ["repo", call.repo.root, "info"])
         rights["remove"] = _may(call, "DELETE", ["repo", call.repo.root])
     return rights
 
@@ -170,13 +174,17 @@ def _node(call: Call) -> Any:
     lanes = [repo._history.lane(spec, repo._node_id) for spec in visible.values()]
     with moment(lanes if repo.remote else []):
         arrays = [_array(call, name) for name in visible]
+    tags, access = repo.tags(), call.site.access
+    if access.visible(call, repo) != "all":
+        public = access.public_nodes(repo)
+        tags = {name: uuid for name, uuid in tags.items() if uuid in public}
     return {
         "uuid": repo.uuid,
         "root": repo.root,
         "alias": repo.name,
         "locked": repo.locked,
         "note": repo.note,
-        "tags": repo.tags(),
+        "tags": tags,
         "rights": _rights(call),
         "user": call.user,
         "arrays": arrays,
@@ -233,6 +241,8 @@ class _Facts:
     def size(self, call: Call) -> Any:
         """Add up what an array holds at a version."""
         repo, array = call.node_repo(), _open(call, planes=False)
+        if array._spec.kind == "pyramid":  # its blocks are kept with those of all versions
+            return {"bytes": None, "entries": None, "complete": False}
         lane = repo._lane(array._spec)
         state = lane.refresh()
         key = (lane.id, lane.node_id, state.number)

@@ -57,14 +57,13 @@ METRES = {
 @lru_cache(maxsize=1)
 def find() -> Path | None:
     """Return the folder of neuroglancer's client, or None; neuroglancer is not imported."""
-    from importlib.util import find_spec
+    from importlib.metadata import PackageNotFoundError, distribution
 
-    found = find_spec("neuroglancer")
-    for place in (found.submodule_search_locations or []) if found is not None else []:
-        client = Path(place) / "static" / "client"
-        if (client / "index.html").is_file():
-            return client
-    return None
+    try:
+        client = Path(str(distribution("neuroglancer").locate_file("neuroglancer/static/client")))
+    except PackageNotFoundError:
+        return None
+    return client if (client / "index.html").is_file() else None
 
 
 def build(site: Site) -> Any:

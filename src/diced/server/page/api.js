@@ -71,7 +71,7 @@ export class Server {
     } catch (error) {
       if (error.status === 401 || error.status === 403 || !error.status) throw error;
       // A server that speaks DVID's API and no more; what it refuses it will say.
-      this.store = { info: {}, viewer: false, rights: { create: true, admin: true, write: true } };
+      this.store = { info: {}, viewer: false, rights: { create: true, admin: true, write: true, rename: true, remove: true } };
       this.ours = false;
     }
   }

@@ -144,7 +144,8 @@ export class Arrays {
       picture.title = error.message;
       throw error;
     });
-    const tag = `${server.url}|${answer.headers.get("etag") || where}`;
+    // Of other servers the tag is not told; then nothing can be known to be the same.
+    const tag = `${server.url}|${answer.headers.get("etag") || Math.random()}`;
     let url = this.pictures.get(tag);
     if (!url) {
       url = URL.createObjectURL(await answer.blob());
@@ -162,6 +163,7 @@ export class Arrays {
     const { server, state } = this.app;
     const found = await server.json(path`page/node/${state.node}/size/${array.name}`).catch(() => null);
     if (!found) element.textContent = "not known";
+    else if (found.bytes === null) element.textContent = "with its array";
     else element.textContent = `${found.complete ? "" : "over "}${bytes(found.bytes)} in ${found.entries} ${array.dtype ? "blocks" : "entries"}`;
   }
 }

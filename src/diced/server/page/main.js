@@ -322,7 +322,7 @@ function drawRepos() {
             },
           },
           h("span", { class: "name" }, repo.Alias || repo.Root.slice(0, 12)),
-          h("small", {}, `${Object.keys(repo.DAG.Nodes).length} v · ${Object.keys(repo.DataInstances || {}).length} a`),
+          h("small", {}, contents(repo)),
         )),
       ),
       !found.length && h("li", { class: "none" }, app.repos.size ? "No repo is named like this." : "There are no repos yet."),
@@ -398,6 +398,12 @@ async function render() {
   if (focused && document.activeElement === document.body) document.getElementById(focused)?.focus();
 }
 
+function contents(repo) {
+  const count = (number, name) => `${number} ${name}${number === 1 ? "" : "s"}`;
+  const arrays = Object.keys(repo.DataInstances || {}).filter((name) => !name.startsWith("."));
+  return `${count(Object.keys(repo.DAG.Nodes).length, "version")} · ${count(arrays.length, "array")}`;
+}
+
 function welcome() {
   const { info = {} } = app.server.store || {};
   const said = Object.entries(info).filter(([, value]) => typeof value === "string");
@@ -412,14 +418,14 @@ function welcome() {
 }
 
 function repoHead(repo) {
-  const write = app.node.rights && app.node.rights.write;
+  const { rights } = app.node;
   return [
     h("div", {}, h("h1", {}, repo.Alias || repo.Root), repo.Description && h("p", {}, repo.Description)),
     h("div", { class: "facts" },
       h("span", {}, `${Object.keys(repo.DAG.Nodes).length} versions`),
       h("span", {}, `since ${when(repo.Created)}`),
       h("code", { title: "Root" }, repo.Root),
-      write && app.admin && button("Rename", () => actions.rename(app)),
+      rights && rights.rename && app.admin && button("Rename", () => actions.rename(app)),
       app.admin && actions.removals(app),
     ),
   ];
