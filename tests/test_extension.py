@@ -20,11 +20,14 @@ def extension(monkeypatch):
     yield
     forget()
     sys.modules.pop("diced_extension", None)
+    sys.modules.pop("diced_extension.server", None)
 
 
 def forget():
     """Make the registry look the names up anew."""
-    for group, name in (("engine", "shout"), ("codec", "negative"), ("kind", "mask")):
+    for group, name in (
+        ("engine", "shout"), ("codec", "negative"), ("kind", "mask"), ("datatype", "maskblk"),
+    ):  # fmt: skip
         registry._resolved.pop((group, name), None)
 
 
@@ -43,6 +46,26 @@ def test_engine_codec_and_kind_work_together(extension):
     assert type(repo["m"]).__name__ == "Mask"
     assert dict(repo.list_instances(showhidden=True))["m"] == "mask"
     assert store.engine.puts > 4
+
+
+def test_a_data_type_of_the_server(extension, server):
+    uuid = server.repo()
+    assert server.get("server/compiled-types").json["maskblk"] == "example.org/maskblk"
+    server.instance(uuid, "maskblk", "m", BlockSize="8,8,8")
+    server.post(f"node/{uuid}/m/set/1_2_3")
+    assert server.get(f"node/{uuid}/m/count").json == {"Count": 1}
+    info = server.get(f"node/{uuid}/m/info").json
+    assert (info["Base"]["TypeName"], info["Base"]["TypeVersion"]) == ("maskblk", "0.3")
+    assert info["Extended"] == {"Count": 1}
+    text = server.get("help/maskblk").text
+    assert "Sets the voxel" in text and "invert" in text
+    paths = server.get("openapi.json").json["paths"]
+    assert "/api/node/{uuid}/{name}/set/{place}" in paths
+    server.post(f"node/{uuid}/m/command", {"words": ["invert"]})
+    assert server.get(f"node/{uuid}/m/count").json == {"Count": 511}
+    server.post(f"node/{uuid}/commit", {})
+    assert "locked" in server.refused("POST", f"node/{uuid}/m/set/0_0_0")
+    server.refused("GET", f"node/{uuid}/m/nonsense")
 
 
 def test_without_the_package_its_kind_reads_raw_and_its_codec_refuses(tmp_path, extension):

@@ -1,12 +1,15 @@
 """The client at our own server: what DVID's API has no word for, and what merges there."""
 
 import pickle
+import secrets
 import threading
 
 import numpy as np
 import pytest
+from serving import serving
 
 from diced import (
+    AccessError,
     AlreadyExistsError,
     DicedStore,
     InvalidError,
@@ -268,3 +271,32 @@ def test_bad_batches_are_refused(disk_server, repo, body):
 def test_bad_creations_are_refused(disk_server, repo, fields):
     disk_server.refused("POST", f"repo/{repo.uuid}/array", fields)
     assert "a" not in repo
+
+
+def test_rights():
+    access = {
+        "default": {"open": "read"},
+        "users": {
+            "ann": {"token": "a-token", "rights": "admin"},
+            "bob": {"token": "b-token", "rights": {"open": "write"}},
+        },
+    }
+    with serving(f"memory://{secrets.token_hex(8)}", access=access) as server:
+        url = server.url.replace("http", "dvid")
+        with DicedStore(url, token="a-token") as store:
+            for name in ("open", "shut"):
+                store.create_repo(name).create_array("a", "uint8")[0, 0, 0] = 3
+        with DicedStore(url) as store:
+            assert store.ours and [name for name, _ in store.list_repos()] == ["open"]
+            array = store.open_repo("open")["a"]
+            assert array[0, 0, 0] == 3
+            with pytest.raises(AccessError):
+                array[0, 0, 0] = 4
+        with DicedStore(url, token="b-token") as store:
+            repo = store.open_repo("open")
+            repo["a"][0, 0, 0] = 5
+            assert [each["user"] for each in repo.operations("a")] == ["ann", "bob"]
+            with pytest.raises(AccessError):
+                repo.delete_array("a")
+        with pytest.raises(AccessError):
+            DicedStore(url, token="no-token").list_repos()

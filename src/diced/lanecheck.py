@@ -423,8 +423,8 @@ class LaneCheck:
         owner, lane_id = self.owner, self.lane.id
         if self._blocks is None:
             for key, wrong in self._kind.entries(space, dict(named)):
-                what = f"{self._name(space, key)} in {source}: {wrong}; {REWRITE_VALUE}"
-                self._error("bad-entry", what)
+                name = self._name(space, key)
+                self._error("bad-entry", f"{name} in {source}: {wrong}; {REWRITE_VALUE}")
         owner.learn_ahead(lane_id, (entry for _, entry in named if isinstance(entry, tuple)))
         for key, entry in named:
             if isinstance(entry, tuple):
@@ -440,11 +440,8 @@ class LaneCheck:
             elif entry is not None and self._blocks is not None and space == SPACE:
                 size = len(CONSTANT) + len(self.spec.fill)  # type: ignore[union-attr]
                 if entry[:1] != CONSTANT or len(entry) != size:
-                    self._error(
-                        "bad-entry",
-                        f"{self._name(space, key)} in {source} is"
-                        f" {len(entry)} bytes that are no constant block; {REBUILD}",
-                    )
+                    what = f"{len(entry)} bytes that are no constant block; {REBUILD}"
+                    self._error("bad-entry", f"{self._name(space, key)} in {source} is {what}")
 
     def unread(self, space: int, key: bytes, place: str, start: int, error: Exception) -> Problem:
         """Return the finding for a frame: its own if it is damaged, else its array's or home's."""

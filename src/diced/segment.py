@@ -119,8 +119,9 @@ class Frame:
 
     def __init__(self, buffer: memoryview, verify_payload: bool = True):
         head = parse_header(buffer)
-        self.kind, self.codec, self.flags, self.space = head.kind, head.codec, head.flags, head.space
-        self.lane, self.key, self.raw, self.units = head.lane, head.key, head.raw, head.units
+        self.kind, self.codec, self.flags = head.kind, head.codec, head.flags
+        self.lane, self.space, self.key = head.lane, head.space, head.key
+        self.raw, self.units = head.raw, head.units
         self.size = head.size + head.stored
         if self.size > len(buffer):
             raise CorruptError(f"a frame of {self.size} bytes in a read of {len(buffer)}")

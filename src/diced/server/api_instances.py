@@ -63,7 +63,7 @@ def routes() -> list[Route]:
         Route("GET", "tags", _tags, "Returns the instance's tags as JSON.", light=True),
         Route(
             "POST", "tags", _set_tags, "Adds tags, or replaces them all.",
-            query={"replace": "true: the old ones go"}, body="JSON object of text", changes=False,
+            query={"replace": "true: the old ones go"}, body="JSON object of text",
         ),
         *blobstore.routes(),
         *mutations.routes(),

@@ -33,6 +33,8 @@ ALIASES = {
 # Types of DVID that need an index of bodies.
 LATER = ("labelarray", "labelmap", "labelsz", "labelvol")
 DVID_TYPES = "github.com/janelia-flyem/dvid/datatype/"
+# Of instances without voxels, and how ``Base.Compression`` calls them.
+COMPRESSIONS = {"lz4": "LZ4", "none": "No", "snappy": "Go Snappy", "gzip": "gzip"}
 ATTRS = "dvid"  # the attribute of an array that holds what only DVID's API knows of it
 
 
@@ -147,8 +149,9 @@ class DataType:
         return None
 
     def compression(self, array: Any) -> str:
-        """Return ``Base.Compression``."""
-        return "LZ4 compression, level -1"
+        """Return ``Base.Compression``: what was asked for, or what DVID does of itself."""
+        name, _, level = stored(array).get("compression", "lz4").partition(":")
+        return f"{COMPRESSIONS[name]} compression, level {level or -1}"
 
     def fallback(self, call: Call, pieces: list[str]) -> Route | None:
         """Return a route for a path that no pattern fits, or None; may set ``call.args``."""
@@ -159,8 +162,18 @@ class DataType:
     def attributes(self, settings: Settings) -> dict[str, Any]:
         """Return what is stored of an instance of any type, as the attribute ``dvid``."""
         own: dict[str, Any] = {"type": self.name, "tags": settings.tags()}
-        checksum = settings.get("checksum").lower()
-        return {**own, "checksum": checksum} if checksum else own
+        for name in ("checksum", "compression") if self._plain else ("checksum",):
+            value = settings.get(name).lower()
+            if value:
+                own[name] = value
+        if "compression" in own:
+            check_compression(own["compression"])
+        return own
+
+    @property
+    def _plain(self) -> bool:
+        """Whether its values are compressed as their bytes suggest, whatever is asked for."""
+        return type(self).compression is DataType.compression
 
     @cached_property
     def table(self) -> Table:
@@ -212,6 +225,19 @@ def _is_known(name: Any) -> bool:
 @cache
 def _from_packages() -> frozenset[str]:
     return frozenset(registry.names("datatype"))
+
+
+def check_compression(text: str) -> None:
+    """Refuse what is no ``Compression`` of instances without voxels.
+
+    Raises
+    ------
+    InvalidError
+    """
+    name, colon, level = text.partition(":")
+    leveled = name == "gzip" and level.isascii() and level.isdigit() and 1 <= int(level) <= 9
+    if name not in COMPRESSIONS or (colon and not leveled):
+        raise InvalidError(f"compression is none, snappy, lz4 or gzip[:1-9]; got {text!r:.60}")
 
 
 def stored(array: Any) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from diced.array import DicedArray
-from diced.errors import InvalidError
+from diced.errors import InvalidError, UnsupportedError
 from diced.grid import block_keys
 from diced.repo import DicedRepo
 from diced.server import blockstream, imagecommands, imagejson, slices, voxels
 from diced.server.call import Call, whole
-from diced.server.datatype import DVID_TYPES, Command, DataType, Settings
+from diced.server.datatype import ATTRS, DVID_TYPES, Command, DataType, Settings
 from diced.server.routes import Route
 
 # What every version of every client can read; DVID's own default, 32, neuroglancer cannot.
@@ -92,7 +92,16 @@ class BlockType(DataType):
 
     def attrs(self, repo: DicedRepo, settings: Settings, versioned: bool, dims: int) -> Any:
         """Return the attributes of a new array."""
-        found: dict[str, Any] = {"dvid": self.attributes(settings)}
+        if settings.get("GridStore"):
+            raise UnsupportedError(
+                f"there are no grid stores; got the setting GridStore {settings.get('GridStore')!r:.60}"
+            )
+        own = self.attributes(settings)
+        if settings.get("ScaleLevel"):
+            own["scale"] = whole(settings.get("ScaleLevel"), "setting 'ScaleLevel'")
+            if not 0 <= own["scale"] <= 255:
+                raise InvalidError(f"setting 'ScaleLevel' is 0 to 255; got {own['scale']}")
+        found: dict[str, Any] = {ATTRS: own}
         low, high = settings.zyx("MinPoint", dims), settings.zyx("MaxPoint", dims)
         if low is not None and high is not None:
             corners = imagejson.check_extents(low[::-1], high[::-1], dims)
@@ -177,6 +186,7 @@ Settings at creation, all optional, X first:
     VoxelUnits   nanometers,nanometers,nanometers
     MinPoint, MaxPoint   extents, before anything is written
     Background   value of voxels that were never written: 0
+    ScaleLevel   level of detail, as told to clients: 0
     Compression  none, lz4, snappy (stored as lz4), zstd[:1-22], gzip[:1-9], jpeg[:1-100]
     Tags         name=value,name=value
 

@@ -101,7 +101,8 @@ KeyRange {string key = 1; uint64 byte_start = 2; uint64 byte_end = 3;}"""
                 body="a KeyValues message", limit=VALUES_BYTES,
             ),
             Route(
-                "POST", "info", _info, "Returns what the instance is, as JSON.",
+                "POST PUT DELETE", "info", _info,
+                "Returns what the instance is, as JSON, and changes nothing.",
                 needs=READ, changes=False,
             ),
         ]  # fmt: skip
@@ -118,7 +119,9 @@ KeyRange {string key = 1; uint64 byte_start = 2; uint64 byte_end = 3;}"""
         return route
 
 
-RESERVED = frozenset(("help", "tags", "mutations", "mutations-range", "command", "metadata"))
+RESERVED = frozenset(
+    ("help", "tags", "mutations", "mutations-range", "command", "metadata", "blobstore", "diced")
+)
 TYPE = KeyValue()
 
 

@@ -24,7 +24,10 @@ from diced.state import Base
 from diced.values import value_size
 from diced.versioned import Lane
 
-QUERY = {"userid": "only what this user did"}
+QUERY = {
+    "userid": "only what this user did",
+    "throttle": "on: 503 if too many throttled requests are running",
+}
 
 
 def routes() -> list[Route]:
@@ -33,11 +36,12 @@ def routes() -> list[Route]:
         Route(
             "GET", "mutations", _mutations,
             "Returns what was done to the instance at this version, as a JSON list.", query=QUERY,
+            throttled=True,
         ),
         Route(
             "GET", "mutations-range/{first}/{last}", _range,
             "Returns what was done at the versions from one to another, both included.",
-            query=QUERY,
+            query=QUERY, throttled=True,
         ),
     ]  # fmt: skip
 
