@@ -210,12 +210,12 @@ def test_gzip_that_holds_too_much_is_refused(hostile):
     ("body", "encoding", "wanted"),
     [
         (b"{}", "gzip", 400),
-        (gzip.compress(b"{}")[:-4], "gzip", 400),
-        (gzip.compress(b'{"alias": "x"}')[:-9] + b"123456789", "gzip", 400),
+        (gzip.compress(b"{}", mtime=0)[:-4], "gzip", 400),
+        (gzip.compress(b'{"alias": "x"}', mtime=0)[:-9] + b"123456789", "gzip", 400),
         (b"", "gzip", 200),
         (b"{}", "br", 415),
         (b"{}", "gzip, gzip", 415),
-        (gzip.compress(gzip.compress(bytes(10**6))), "gzip", 400),
+        (gzip.compress(gzip.compress(bytes(10**6), mtime=0), mtime=0), "gzip", 400),
     ],
 )
 def test_bodies_in_bad_wrapping_are_refused(hostile, body, encoding, wanted):

@@ -185,7 +185,9 @@ def test_lost_answers_and_one_winner(mount, naming):
                 assert not each.exists(key)
         won = run_together(
             3,
-            lambda who, key=key: engines[who].put_if_absent(key, b"%d %s" % (who, os.urandom(8)), b"t"),
+            lambda who, key=key: engines[who].put_if_absent(
+                key, b"%d %s" % (who, os.urandom(8)), b"t"
+            ),
         )
         assert sorted(won) == [False, False, True]
         assert engines[0].get(key)[:1] == b"%d" % won.index(True)
@@ -369,7 +371,9 @@ def test_network_file_systems(kind):
     assert netfs.is_network(kind)
 
 
-@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "tmpfs", "overlay", "fuseblk", "zfs", None])
+@pytest.mark.parametrize(
+    "kind", ["ext4", "xfs", "btrfs", "tmpfs", "overlay", "fuseblk", "zfs", None]
+)
 def test_local_file_systems(kind):
     assert not netfs.is_network(kind)
 
@@ -435,18 +439,23 @@ def test_one_winner_across_mounts(mounts):
     engines = [open_engine(each) for each in mounts * 2]
     for round_ in range(50):
         key = f"race/{round_:03d}"
-        won = run_together(4, lambda who, key=key: engines[who].put_if_absent(key, b"%d" % who, b"t"))
+        won = run_together(
+            4, lambda who, key=key: engines[who].put_if_absent(key, b"%d" % who, b"t")
+        )
         assert sorted(won) == [False] * 3 + [True]
         assert engines[0].get(key) == engines[1].get(key) == b"%d" % won.index(True)
 
 
 def test_growth_across_mounts(mounts):
-    with open_engine(mounts[0], durability="process") as here, open_engine(mounts[1]) as there:
-        with here.appender("s") as log:
-            for number in range(30):
-                offset = log.append([bytes([number]) * 700])
-                log.sync()
-                assert there.get(log.key, offset, 700) == bytes([number]) * 700
+    with (
+        open_engine(mounts[0], durability="process") as here,
+        open_engine(mounts[1]) as there,
+        here.appender("s") as log,
+    ):
+        for number in range(30):
+            offset = log.append([bytes([number]) * 700])
+            log.sync()
+            assert there.get(log.key, offset, 700) == bytes([number]) * 700
 
 
 WRITER = """

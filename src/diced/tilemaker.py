@@ -1,9 +1,9 @@
 """What tiles are called, what they show, and how they are made out of an array.
 
 A tile is named by its plane, its scale and its place: the number of the slice on the axis through
-the plane, at every scale that of the array, and on the plane's own axes which tile it is, counted
-from coordinate 0. A pixel of a scale is the mean of a box of pixels of the scale before it, on the
-plane only. Pure but for reading the array; everything is ZYX.
+the plane, at every scale that of the array, and on the plane's own axes which tile it is, both
+counted from the origin of the tiles, a voxel. A pixel of a scale is the mean of a box of pixels of
+the scale before it, on the plane only. Pure but for reading the array; everything is ZYX.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import itertools
 import math
 import operator
+import struct
+import zlib
 from collections.abc import Generator, Iterator, Sequence
 from io import BytesIO
 from typing import Any, NamedTuple
@@ -31,7 +33,9 @@ MAX_SIDE = 8192
 MAX_VOXELS = 2**26
 # Pixels that are held at a time while tiles are generated.
 SLAB_BYTES = 64 * 2**20
+ZERO = (0, 0, 0)
 
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 RAW_MAGIC = b"dTile1"
 
 
@@ -139,14 +143,18 @@ def check_scale(scales: list[Scale], scale: int) -> None:
 
 
 def tile_box(
-    plane: Plane, scales: list[Scale], scale: int, place: Sequence[int]
+    plane: Plane,
+    scales: list[Scale],
+    scale: int,
+    place: Sequence[int],
+    origin: Sequence[int] = ZERO,
 ) -> tuple[list[int], list[int]]:
     """Return the box of voxels that a tile shows."""
-    lo, hi = list(place), [each + 1 for each in place]
+    sides = [1, 1, 1]
     for axis in (plane.down, plane.across):
-        side = scales[scale].size[axis] * scales[scale].times[axis]
-        lo[axis], hi[axis] = place[axis] * side, (place[axis] + 1) * side
-    return lo, hi
+        sides[axis] = scales[scale].size[axis] * scales[scale].times[axis]
+    lo = [o + p * side for o, p, side in zip(origin, place, sides, strict=True)]
+    return lo, [a + side for a, side in zip(lo, sides, strict=True)]
 
 
 def check_place(place: Sequence[int]) -> None:
@@ -155,20 +163,31 @@ def check_place(place: Sequence[int]) -> None:
         raise InvalidError(f"coordinates of tiles are signed 32-bit; got {tuple(place)} (ZYX)")
 
 
-def default_scales(source: Any) -> list[Scale]:
-    """Return scales of which the last is a tile or two, each twice as coarse as the one before.
+def default_scales(
+    source: Any, size: Sequence[int] | None = None, origin: Sequence[int] = ZERO
+) -> list[Scale]:
+    """Return scales, each twice as coarse as the one before: the last is one tile if the source
+    begins at the origin, and a tile or two if it does not.
 
     Its voxel size is that of scale 0.
     """
-    bounds = source.bounds
+    size = size or (TILE_SIZE,) * 3
     count = 1
-    if bounds is not None:
-        spans = [(b.stop - 1) // TILE_SIZE - b.start // TILE_SIZE + 1 for b in bounds]
+    if source.bounds is not None:
+        low, high = tile_range(source.bounds, size, origin)
+        spans = [b - a + 1 for a, b in zip(low, high, strict=True)]
         count += max(math.ceil(math.log2(span)) for span in spans)
-    size = (TILE_SIZE,) * 3
     return check_scales(
         [(tuple(v * 2**n for v in source.voxel_size), size) for n in range(min(count, MAX_LEVELS))]
     )
+
+
+def tile_range(
+    bounds: Sequence[slice], size: Sequence[int], origin: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Return the first and the last tile of a size that bounds meet, along all axes."""
+    low = [(b.start - o) // n for b, n, o in zip(bounds, size, origin, strict=True)]
+    return low, [(b.stop - 1 - o) // n for b, n, o in zip(bounds, size, origin, strict=True)]
 
 
 class Maker:
@@ -182,7 +201,9 @@ class Maker:
     bounds : sequence of slice
         Of what was written.
     limits : (first, last) or None
-        Slices to make.
+        Slices to make, numbered as in the source.
+    origin : sequence of int
+        The voxel at which tiles begin.
     """
 
     def __init__(
@@ -192,12 +213,14 @@ class Maker:
         scales: list[Scale],
         bounds: Sequence[slice],
         limits: tuple[int | None, int | None] | None,
+        origin: Sequence[int] = ZERO,
     ):
         self._source = source
         self._plane = plane
         self._scales = scales
         self._sides = plane.down, plane.across
         self._bounds = bounds
+        self._origin = origin
         first, last = limits or (None, None)
         through = bounds[plane.through]
         self._start = through.start if first is None else max(through.start, first)
@@ -221,8 +244,8 @@ class Maker:
     def _span(self, scale: int, axis: int) -> range:
         """Return which tiles of a scale the source's bounds meet along an axis."""
         side = self._scales[scale].size[axis] * self._scales[scale].times[axis]
-        bounds = self._bounds[axis]
-        return range(bounds.start // side, (bounds.stop - 1) // side + 1)
+        low, high = tile_range([self._bounds[axis]], [side], [self._origin[axis]])
+        return range(low[0], high[0] + 1)
 
     def _build(
         self, scale: int, place: tuple[int, ...], first: int, stop: int
@@ -261,7 +284,8 @@ class Maker:
             pixels = self._direct(scale, place, first, stop)
         for number in range(stop - first):
             at = [0, 0, 0]
-            at[plane.down], at[plane.across], at[plane.through] = *place, first + number
+            at[plane.down], at[plane.across] = place
+            at[plane.through] = first + number - self._origin[plane.through]
             yield tile_key(plane, scale, at), pixels[number]
         return pixels
 
@@ -281,7 +305,7 @@ class Maker:
         plane = self._plane
         at = [0, 0, 0]
         at[plane.down], at[plane.across] = place
-        lo, hi = tile_box(plane, self._scales, scale, at)
+        lo, hi = tile_box(plane, self._scales, scale, at, self._origin)
         area = math.prod(hi[axis] - lo[axis] for axis in self._sides)
         if area > MAX_VOXELS:
             raise InvalidError(
@@ -349,13 +373,35 @@ def encode_picture(pixels: np.ndarray, format: str, quality: int = QUALITY) -> b
     pixels = pixels.view(np.uint8) if pixels.dtype == bool else pixels
     if format == "jpg" and pixels.dtype == np.uint16:
         pixels = (pixels >> 8).astype(np.uint8)
+    if format != "jpg":
+        return _png(pixels)
     file = BytesIO()
-    picture = need("PIL").fromarray(np.ascontiguousarray(pixels))
-    if format == "jpg":
-        picture.save(file, "JPEG", quality=quality)
-    else:
-        picture.save(file, "PNG", compress_level=1)  # EM is noise: more gains little
+    need("PIL").fromarray(np.ascontiguousarray(pixels)).save(file, "JPEG", quality=quality)
     return file.getvalue()
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    """Return gray pixels of 8 or 16 bits as a PNG.
+
+    EM is noise: differences along rows and no search for repeats but runs gave 3% less on real
+    sections of 128 x 128 than Pillow, which tries all filters, in 0.16 ms of 0.71.
+    """
+    item = pixels.dtype.itemsize
+    rows, columns = pixels.shape
+    samples = np.ascontiguousarray(pixels, f">u{item}").view(np.uint8).reshape(rows, -1)
+    lines = np.empty((rows, 1 + samples.shape[1]), np.uint8)
+    lines[:, 0] = 1  # the filter "sub": each byte less that of the pixel to the left
+    lines[:, 1 : 1 + item] = samples[:, :item]
+    np.subtract(samples[:, item:], samples[:, :-item], out=lines[:, 1 + item :])
+    packer = zlib.compressobj(1, strategy=zlib.Z_RLE)
+    data = packer.compress(lines.data) + packer.flush()
+    head = struct.pack(">IIBBBBB", columns, rows, 8 * item, 0, 0, 0, 0)
+    return PNG_MAGIC + _chunk(b"IHDR", head) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    check = struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))
+    return struct.pack(">I", len(data)) + name + data + check
 
 
 def pack_pixels(pixels: np.ndarray) -> bytes:

@@ -15,9 +15,12 @@ import numpy as np
 from diced import pool
 from diced.errors import InvalidError, NotFoundError
 from diced.files import KeyValueArray
+from diced.grid import MAX_COORDINATE, MIN_COORDINATE
 from diced.tilemaker import (
+    MAX_SIDE,
     MAX_VOXELS,
     QUALITY,
+    ZERO,
     Maker,
     Plane,
     Scale,
@@ -31,10 +34,12 @@ from diced.tilemaker import (
     shrink,
     tile_box,
     tile_key,
+    tile_range,
 )
 
 ATTRIBUTE = "tiles"
 FORMATS = ("png", "jpg", "lz4")
+OF_SOURCE = "source"  # an origin: the corner of what the source holds
 # Tiles between two commits.
 BATCH_BYTES = 32 * 2**20
 BATCH_TILES = 1024
@@ -44,13 +49,16 @@ class TileArray(KeyValueArray):
     """Tiles at the version that the repo object is at.
 
     Made by ``repo.create_array(name, kind="imagetile", attrs={"tiles": {"source": "grayscale",
-    "format": "png"}})``; the format is ``png``, ``jpg`` or ``lz4`` (pixels, packed).
+    "format": "png"}})``; the format is ``png``, ``jpg`` or ``lz4`` (pixels, packed). More of
+    ``tiles``: ``size``, the sides of tiles (z, y, x) where scales are not set; and ``origin``, the
+    voxel (z, y, x) at which tiles begin, or ``"source"`` for the corner of what the source holds,
+    which then stays the origin from the first `generate` on.
     """
 
     # -- description -----------------------------------------------------------------------
 
     def settings(self) -> dict[str, Any]:
-        """Return what the tiles are made of: source, format, quality, placeholder, levels."""
+        """Return what the tiles are made of: source, format, quality, size, origin, levels."""
         found: dict[str, Any] = self._fields().get("attrs", {}).get(ATTRIBUTE, {})
         return found
 
@@ -90,19 +98,48 @@ class TileArray(KeyValueArray):
         found = self.scales()
         if found is None:
             source = self.source
-            found = None if source is None else default_scales(source)
+            if source is not None:
+                found = default_scales(source, self.tile_size, self.origin(source))
         return found
+
+    @property
+    def tile_size(self) -> tuple[int, ...] | None:
+        """Sides of a tile, ZYX, where scales are not set; None if that was not said either."""
+        found = self.settings().get("size")
+        return None if found is None else self._triple("size", found, 1, MAX_SIDE)
+
+    def origin(self, source: Any) -> tuple[int, ...]:
+        """Return the voxel of the source at which tiles and slices begin to count."""
+        found = self.settings().get("origin")
+        if found == OF_SOURCE:
+            bounds = None if source is None else source.bounds
+            return ZERO if bounds is None else tuple(each.start for each in bounds)
+        if found is None:
+            return ZERO
+        return self._triple("origin", found, MIN_COORDINATE, MAX_COORDINATE)
+
+    def _triple(self, name: str, found: Any, least: int, most: int) -> tuple[int, ...]:
+        good = isinstance(found, list) and len(found) == 3
+        if not good or not all(type(each) is int and least <= each <= most for each in found):
+            raise InvalidError(
+                f"array {self.name!r}: {name!r} is 3 integers from {least} to {most}; got"
+                f" {found!r:.80}"
+            )
+        return tuple(found)
 
     def set_scales(
         self,
         levels: Sequence[tuple[Sequence[Any], Sequence[Any]]],
         low: Sequence[int] | None = None,
         high: Sequence[int] | None = None,
+        origin: Sequence[int] | None = None,
     ) -> None:
-        """Set resolution and tile size of each scale, and the first and last tile of scale 0."""
+        """Set resolution and tile size of each scale, the first and last tile of scale 0, and the
+        voxel at which tiles begin; what is None stays.
+        """
         scales = check_scales(levels)
         stored: dict[str, Any] = {"levels": [[each.resolution, each.size] for each in scales]}
-        for name, value in (("min", low), ("max", high)):
+        for name, value in (("min", low), ("max", high), ("origin", origin)):
             if value is not None:
                 stored[name] = list(value)
         self.attrs.update({ATTRIBUTE: {**self.settings(), **stored}})
@@ -132,7 +169,7 @@ class TileArray(KeyValueArray):
         if source is None or scales is None:
             return None
         check_scale(scales, scale)
-        lo, hi = tile_box(plane, scales, scale, place)
+        lo, hi = tile_box(plane, scales, scale, place, self.origin(source))
         bounds = source.bounds
         if bounds is None:
             return None
@@ -151,11 +188,12 @@ class TileArray(KeyValueArray):
         found: np.ndarray = shrink(whole, plane, scales, scale)[0]
         return found
 
-    def encode(self, pixels: np.ndarray) -> bytes:
-        """Return pixels in the array's format."""
-        if self.format == "lz4":
-            return pack_pixels(pixels)
-        return encode_picture(pixels, self.format, int(self.settings().get("quality") or QUALITY))
+    def encoder(self) -> Callable[[np.ndarray], bytes]:
+        """Return a function that puts pixels into the array's format."""
+        format, quality = self.format, int(self.settings().get("quality") or QUALITY)
+        if format == "lz4":
+            return pack_pixels
+        return lambda pixels: encode_picture(pixels, format, quality)
 
     # -- all tiles -------------------------------------------------------------------------
 
@@ -176,7 +214,8 @@ class TileArray(KeyValueArray):
         ----------
         planes : sequence of str
         levels : sequence of (resolution, tile size), optional
-            From scale 0, each as (z, y, x); by default tiles of 512, twice as coarse each.
+            From scale 0, each as (z, y, x); by default twice as coarse each, of tiles as large as
+            was said at creation, else 512.
         ranges : three of (first, last) or None
             Per axis, ZYX: only slices of the plane through that axis from the first to the last.
         progress : callable, optional
@@ -196,27 +235,31 @@ class TileArray(KeyValueArray):
         source = self.source
         if source is None:
             raise InvalidError(f"array {self.name!r} has no source to make tiles of")
-        scales = default_scales(source) if levels is None else check_scales(levels)
         bounds = source.bounds
         if bounds is None:
             raise InvalidError(f"array {self.name!r}: nothing was written to {source.name!r}")
+        # Tiles that are stored never move: a corner that is the origin stays it.
+        origin = self.origin(source)
+        if levels is None:
+            scales = default_scales(source, self.tile_size, origin)
+        else:
+            scales = check_scales(levels)
         frozen = source.snapshot()
-        size = scales[0].size
-        self.set_scales(
-            [(each.resolution, each.size) for each in scales],
-            [each.start // n for each, n in zip(bounds, size, strict=True)],
-            [(each.stop - 1) // n for each, n in zip(bounds, size, strict=True)],
-        )
+        corners = tile_range(bounds, scales[0].size, origin)
+        self.set_scales([(each.resolution, each.size) for each in scales], *corners, origin)
         batch: dict[str, bytes] = {}
         held = count = 0
         threads = self._repo.store.threads
         todo = (
             each
             for plane in wanted
-            for each in Maker(frozen, plane, scales, bounds, ranges[plane.through]).tiles()
+            for each in Maker(
+                frozen, plane, scales, bounds, ranges[plane.through], origin
+            ).tiles()
         )
+        encode = self.encoder()
         for key, data in pool.map_ordered(
-            lambda each: (each[0], self.encode(each[1])), todo, threads
+            lambda each: (each[0], encode(each[1])), todo, threads
         ):
             batch[key] = data
             held += len(data)

@@ -30,6 +30,7 @@ Usage: dvid [options] COMMAND
   -web=HOST:PORT    address of the web server (also -http=), {WEB} unless told
   -rpc=HOST:PORT    where a server listens as well, {RPC} unless told; commands to a server go
                     here if it is given
+  -datastore=DIRECTORY   of 'init' and 'serve', as it was said of old
   -readonly         serve, and change nothing
   -fullwrite        serve, and allow notes and logs at locked versions
   -debug, -verbose  say what happens
@@ -48,11 +49,12 @@ Commands to a running server:
 
   types                                  data types, and the repos with their data
   types TYPE help                        help of a data type
-  repos new [ALIAS [DESCRIPTION]]        make a repo; prints its UUID
-  repos delete UUID                      delete the repo that has this root, whole UUID
+  repos new [ALIAS [DESCRIPTION]] [uuid=ROOT passcode=CODE]
+                                         make a repo; prints its UUID
+  repos delete UUID [CODE]               delete the repo that has this root, whole UUID
   repo UUID new TYPE NAME [key=value...] add data to a repo
   repo UUID branch NAME | newversion     make a child of a locked version
-  repo UUID delete NAME                  delete data from all versions
+  repo UUID delete NAME [CODE]           delete data from all versions
   node UUID NAME help                    help of the data's type
   node UUID NAME COMMAND ...             a command of the data's type, such as
       load X,Y,Z "GLOB" | put local xy X,Y,Z FILES | generate | put KEY (with -stdin)
@@ -66,7 +68,7 @@ FLAGS = {
 }  # fmt: skip
 VALUES = {
     "-web", "-http", "-rpc", "-numcpu", "-cpuprofile", "-memprofile", "-webclient", "-types",
-    "-path", "-sleep", "-timeout",
+    "-path", "-sleep", "-timeout", "-datastore",
 }  # fmt: skip
 
 
@@ -139,13 +141,17 @@ def _about(_request: Request) -> None:
     print(f"diced {diced.__version__}, a versioned array store that speaks DVID's HTTP API")
 
 
+def _directory(request: Request, what: str) -> str:
+    return request.options.get("-datastore") or request.take(what)
+
+
 def _init(request: Request) -> None:
-    with DicedStore(request.take("the directory")) as store:
+    with DicedStore(_directory(request, "the directory")) as store:
         print(f"a datastore is at {store.url}")
 
 
 def _serve(request: Request) -> None:
-    words = [request.take("the directory or configuration")]
+    words = [_directory(request, "the directory or configuration")]
     for name in ("-web", "-http"):
         if name in request.options:
             text = request.options[name]
@@ -181,16 +187,23 @@ def _types(request: Request) -> None:
             print(f"  {name}  [{each['Base']['TypeName']}]")
 
 
+def _sure(request: Request) -> str:
+    """Return the query that deletes, with the passcode that may be the last word."""
+    code = request.words.pop(0) if request.words else request.settings.get("passcode", "")
+    return "imsure=true" + (f"&passcode={quote(code, safe='')}" if code else "")
+
+
 def _repos(request: Request) -> None:
     what = request.take("'new' or 'delete'")
     if what == "new":
         fields = dict(zip(("alias", "description"), request.words, strict=False))
-        if "uuid" in request.settings:
-            fields["root"] = request.settings["uuid"]
+        for name, field in (("uuid", "root"), ("passcode", "passcode")):
+            if name in request.settings:
+                fields[field] = request.settings[name]
         print(_ask(request, "POST", "repos", fields)["root"])
     elif what == "delete":
         uuid = request.take("the UUID")
-        _ask(request, "DELETE", f"repo/{quote(uuid)}?imsure=true", text=True)
+        _ask(request, "DELETE", f"repo/{quote(uuid)}?{_sure(request)}", text=True)
         print(f"deleted repo {uuid}")
     else:
         raise Usage(f"'repos {what}' is no command; 'dvid help' names them")
@@ -211,7 +224,7 @@ def _repo(request: Request) -> None:
         print(_ask(request, "POST", f"node/{uuid}/newversion", fields)["child"])
     elif what == "delete":
         name = request.take("the name")
-        _ask(request, "DELETE", f"repo/{uuid}/{quote(name, safe='')}?imsure=true", text=True)
+        _ask(request, "DELETE", f"repo/{uuid}/{quote(name, safe='')}?{_sure(request)}", text=True)
         print(f"deleted {name}")
     else:
         raise UnsupportedError(f"'repo UUID {what}' is not among the commands of this launcher")

@@ -10,6 +10,7 @@ from diced.array import DicedArray
 from diced.cli import common
 from diced.errors import AlreadyExistsError, InvalidError, LocationError
 from diced.repo import DicedRepo
+from diced.roi import RoiArray
 from diced.spec import DTYPES
 from diced.store import DicedStore
 
@@ -163,8 +164,10 @@ def _describe(array: Any) -> dict[str, Any]:
         "locked": array.locked,
     }  # fmt: skip
     if not isinstance(array, DicedArray):
-        return data
-    bounds = array.bounds
+        if isinstance(array, RoiArray):
+            data["block_shape"] = list(array.block_shape)
+            data["bounds"] = _bounds(array)
+        return {**data, "attrs": dict(array.attrs)}
     fill = array.fill
     return {
         **data,
@@ -176,15 +179,20 @@ def _describe(array: Any) -> dict[str, Any]:
         "fill": fill.tolist() if hasattr(fill, "tolist") else fill,
         "voxel_size": list(array.voxel_size),
         "units": list(array.units),
-        "bounds": None
-        if bounds is None
-        else [[each.start for each in bounds], [each.stop for each in bounds]],
+        "bounds": _bounds(array),
         "attrs": dict(array.attrs),
     }
 
 
+def _bounds(array: Any) -> list[list[int]] | None:
+    bounds = array.bounds
+    if bounds is None:
+        return None
+    return [[each.start for each in bounds], [each.stop for each in bounds]]
+
+
 def _bounds_text(data: dict[str, Any]) -> str:
-    if "dtype" not in data:
+    if "bounds" not in data:
         return ""
     return "empty" if data["bounds"] is None else common.span(*data["bounds"])
 

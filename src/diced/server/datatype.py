@@ -29,6 +29,7 @@ ALIASES = {
     "labels32": "uint32blk",
     "rgba8": "rgba8blk",
     "multiscale2d": "imagetile",
+    "quadtree": "imagetile",
 }
 # Types of DVID that need an index of bodies.
 LATER = ("labelarray", "labelmap", "labelsz", "labelvol")
@@ -151,7 +152,7 @@ class DataType:
     def compression(self, array: Any) -> str:
         """Return ``Base.Compression``: what was asked for, or what DVID does of itself."""
         name, _, level = stored(array).get("compression", "lz4").partition(":")
-        return f"{COMPRESSIONS[name]} compression, level {level or -1}"
+        return f"{COMPRESSIONS.get(name, 'LZ4')} compression, level {level or -1}"
 
     def fallback(self, call: Call, pieces: list[str]) -> Route | None:
         """Return a route for a path that no pattern fits, or None; may set ``call.args``."""

@@ -16,7 +16,7 @@ from diced.errors import InvalidError
 from diced.grid import MAX_COORDINATE, MIN_COORDINATE
 from diced.server.answer import Answer, to_json
 from diced.server.call import Call
-from diced.server.datatype import ATTRS
+from diced.server.datatype import stored
 from diced.server.wire import flip
 
 METADATA = "application/vnd.dvid-nd-data+json"
@@ -136,7 +136,7 @@ def properties(array: DicedArray) -> dict[str, Any]:
         "MaxIndex": high and [a // n for a, n in zip(high, blocks, strict=True)],
         "Background": background(array),
         "GridStore": "",
-        "ScaleLevel": array.attrs.get(ATTRS, {}).get("scale", 0),
+        "ScaleLevel": stored(array).get("scale", 0),
     }
 
 

@@ -92,10 +92,9 @@ class BlockType(DataType):
 
     def attrs(self, repo: DicedRepo, settings: Settings, versioned: bool, dims: int) -> Any:
         """Return the attributes of a new array."""
-        if settings.get("GridStore"):
-            raise UnsupportedError(
-                f"there are no grid stores; got the setting GridStore {settings.get('GridStore')!r:.60}"
-            )
+        grid = settings.get("GridStore")
+        if grid:
+            raise UnsupportedError(f"there are no grid stores; got GridStore {grid!r:.60}")
         own = self.attributes(settings)
         if settings.get("ScaleLevel"):
             own["scale"] = whole(settings.get("ScaleLevel"), "setting 'ScaleLevel'")
@@ -118,7 +117,10 @@ class BlockType(DataType):
         return imagejson.compression(array) if isinstance(array, DicedArray) else ""
 
     def fallback(self, call: Call, pieces: list[str]) -> Route | None:
-        # Paths of 2014: <dims>/<size>/<offset>, <dims>/raw/<size>/<offset>.
+        # Paths of 2013 and 2014: schema, <dims>/<size>/<offset>, <dims>/raw/<size>/<offset>.
+        if pieces == ["schema"]:
+            metadata = self.table.find(call.method, ["metadata"])
+            return metadata and metadata[0]
         if len(pieces) < 3:
             return None
         try:

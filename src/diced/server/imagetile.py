@@ -1,4 +1,8 @@
-"""The data type ``imagetile`` (``multiscale2d`` of 2014): tiles of planes at several scales."""
+"""The data type ``imagetile``: tiles of planes at several scales.
+
+In 2013 it was called ``quadtree``, in 2014 ``multiscale2d``. Tiles of data created by these names
+begin at the corner of what their source holds, as it was documented then.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ from diced.server.datatype import ATTRS, DVID_TYPES, Command, DataType, Settings
 from diced.server.routes import Route
 from diced.server.wire import check_bytes, flip, numbers, point, size
 from diced.tilemaker import (
+    MAX_SIDE,
     QUALITY,
     Plane,
     Scale,
@@ -29,7 +34,7 @@ from diced.tilemaker import (
     tile_key,
     unpack_pixels,
 )
-from diced.tiles import ATTRIBUTE, FORMATS, TileArray
+from diced.tiles import ATTRIBUTE, FORMATS, OF_SOURCE, TileArray
 
 if TYPE_CHECKING:
     from diced.server.site import Site
@@ -37,6 +42,8 @@ if TYPE_CHECKING:
 ENCODINGS = {"lz4": 0, "png": 1, "jpg": 2}  # as DVID numbers them
 TYPES = {"png": "image/png", "lz4": "image/png", "jpg": "image/jpeg"}
 MAX_TILE = 64 * 2**20  # bytes of a posted tile
+MAX_STITCHED = 2**16  # tiles that are looked for to make a picture
+OLD_NAMES = ("multiscale2d", "quadtree")
 NOT_SET = "Tile metadata has not been POSTed yet.  GET requests require metadata to be POST."
 
 
@@ -54,12 +61,15 @@ Settings at creation, all optional:
     Format       png (default), jpg, or lz4: pixels, sent as PNG
     Source       name of the data that tiles are made of, of 8 or 16 bits
     Quality      of jpg, 1 to 100
+    TileSize     512: sides of the tiles that "generate" makes, one number or x,y,z
     Placeholder  true: a tile that there is none of is a picture that says so
 
 A tile is named by its plane (xy, xz, yz or 0_1, 0_2, 1_2), its scale from 0 on, and its place
 x_y_z: on the axes of the plane the number of the tile, through it that of the slice, at all scales.
-Tiles begin at coordinate 0, and there are tiles on either side of it. Stored tiles come first; what
-is not stored is made of the source, if there is one."""
+Tiles begin at coordinate 0, and there are tiles on either side of it. Data created as multiscale2d
+or quadtree has tiles and slices that begin at the corner of what the source holds: there 0_0_0 of
+xy is the upper left of the first slice. The first "generate" fixes that corner. Stored tiles come
+first; what is not stored is made of the source, if there is one."""
 
     def routes(self) -> list[Route]:
         return [
@@ -124,6 +134,10 @@ is not stored is made of the source, if there is one."""
             own["quality"] = whole(settings.get("quality"), "quality")
             if not 1 <= own["quality"] <= 100:
                 raise InvalidError(f"quality is 1 to 100; got {own['quality']}")
+        if settings.get("TileSize"):
+            own["size"] = list(_tile_size(settings))
+        if settings.get("typename") in OLD_NAMES:
+            own["origin"] = OF_SOURCE
         attrs = {ATTRS: self.attributes(settings), ATTRIBUTE: own}
         return repo.create_array(name, kind=self.kind, versioned=versioned, attrs=attrs)
 
@@ -140,6 +154,17 @@ is not stored is made of the source, if there is one."""
 
     def compression(self, array: Any) -> str:
         return "LZ4 compression, level -1" if array.format == "lz4" else "No compression, level -1"
+
+
+def _tile_size(settings: Settings) -> tuple[int, ...]:
+    found = settings.zyx("TileSize") or ()
+    found = found * 3 if len(found) == 1 else found
+    if len(found) != 3 or not all(1 <= each <= MAX_SIDE for each in found):
+        raise InvalidError(
+            f"TileSize is one number or x,y,z, each from 1 to {MAX_SIDE};"
+            f" got {settings.get('TileSize')!r:.60}"
+        )
+    return found
 
 
 TYPE = ImageTile()
@@ -315,6 +340,7 @@ def _stitch(array: TileArray, plane: Plane, lo: tuple[int, ...], shape: tuple[in
     if source is None:
         raise InvalidError(f"imagetile {array.name!r} has no source")
     sides = [_scales(array)[0].size[axis] for axis in (plane.down, plane.across)]
+    origin = array.origin(source)
     hi = list(lo)
     hi[plane.through] += 1
     hi[plane.down] += shape[0]
@@ -322,9 +348,16 @@ def _stitch(array: TileArray, plane: Plane, lo: tuple[int, ...], shape: tuple[in
     if max(hi) > 2**31:
         raise InvalidError("the picture ends outside 32-bit coordinates")
     out = np.array(read_plane(source, plane, lo, hi)[0])
-    first = [lo[axis] // n for axis, n in zip((plane.down, plane.across), sides, strict=True)]
-    last = [(hi[axis] - 1) // n for axis, n in zip((plane.down, plane.across), sides, strict=True)]
-    stored = _stored_tiles(array, plane, lo[plane.through], first, last)
+    starts = [lo[axis] - origin[axis] for axis in (plane.down, plane.across)]
+    first = [a // n for a, n in zip(starts, sides, strict=True)]
+    last = [(a + n - 1) // side for a, n, side in zip(starts, shape, sides, strict=True)]
+    count = math.prod(b - a + 1 for a, b in zip(first, last, strict=True))
+    if count > MAX_STITCHED:
+        raise InvalidError(
+            f"the picture is made of {count} tiles of {sides[1]} x {sides[0]}; at most"
+            f" {MAX_STITCHED}"
+        )
+    stored = _stored_tiles(array, plane, lo[plane.through] - origin[plane.through], first, last)
     for (row, column), data in stored:
         try:
             if array.format == "lz4":
@@ -336,7 +369,7 @@ def _stitch(array: TileArray, plane: Plane, lo: tuple[int, ...], shape: tuple[in
         tile = tile if tile.ndim == 2 else tile[..., 0]
         if tile.shape != tuple(sides):
             continue
-        top, left = row * sides[0] - lo[plane.down], column * sides[1] - lo[plane.across]
+        top, left = row * sides[0] - starts[0], column * sides[1] - starts[1]
         rows = slice(max(0, top), min(shape[0], top + sides[0]))
         columns = slice(max(0, left), min(shape[1], left + sides[1]))
         part = tile[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
@@ -400,7 +433,8 @@ def _stretch(pixels: np.ndarray, axis: int, count: int, step: float) -> np.ndarr
 def generate(site: Site, array: Any, words: list[str], settings: Settings, stdin: bytes) -> str:
     """generate [planes="xy;yz" xrange=a,b yrange=a,b zrange=a,b] [file]: makes all tiles of the
     source and stores them; resolution and tile size of each scale are JSON of stdin or of a file
-    of the server's machine (also filename=), by default tiles of 512, twice as coarse each.
+    of the server's machine (also filename=), by default as TileSize says, twice as coarse each.
+    Ranges are coordinates of the source.
     """
     name = words[0] if words else settings.get("filename")
     text = stdin

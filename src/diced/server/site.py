@@ -9,6 +9,7 @@ from diced import registry
 from diced.errors import DicedException, LockedError, NotFoundError
 from diced.repo import DicedRepo
 from diced.server import (
+    api_2014,
     api_instances,
     api_nodes,
     api_repos,
@@ -54,12 +55,13 @@ class Site:
         self.store = DicedStore(
             options.location, **{"max_age": 0.0, "readonly": readonly, **options.store}
         )
-        self.inline = not self.store.engine.remote and bool(self.store.engine.descriptors)
-        self.inline = self.inline or self.store.url.startswith("memory:")
+        engine = self.store.engine
+        on_disk = bool(engine.descriptors) and not getattr(engine, "network", False)
+        self.inline = not engine.remote and (on_disk or engine.url.startswith("memory:"))
         self.load = Load()
         self.throttle = Throttle(shared)
         self.started = time.time()
-        modules = (api_server, api_repos, api_nodes, pages, native)
+        modules = (api_server, api_repos, api_nodes, api_2014, pages, native)
         self.table = Table([route for each in modules for route in each.routes()])
         shared_routes = (api_instances.routes, commands.routes, native.instance_routes)
         self.common = Table([route for each in shared_routes for route in each()])
@@ -81,6 +83,7 @@ class Site:
         DicedException
         """
         self.access.identify(call)
+        call.path = api_2014.today(call.path)
         pieces = split(call.path.removeprefix("/api"))
         found = self.table.find(call.method, pieces)
         if found is not None:
