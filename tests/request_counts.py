@@ -174,6 +174,29 @@ COUNTS: dict[str, dict[str, list[str]]] = {
     "`array.batch` of 3 writes": {
         "open": ["1i 1l 4g", "1i", "1i 2g"],
     },
+    "`array.snapshot`": {
+        "open": ["1l 3g", "", "3g"],
+        "locked": ["1g", "", ""],
+    },
+    "`array.plane` through 16 blocks": {
+        "open": ["1l 5g", "1g", "4g"],
+        "locked": ["3g", "1g", "1g"],
+    },
+    "`array.write_plane` through 16 blocks": {
+        "open": ["1i 1l 5g", "1i 1g", "1i 3g"],
+    },
+    "`array.pyramid`, `array.level`": {
+        "open": ["1l 3g", "", "3g"],
+        "locked": ["1g", "", "2g"],
+    },
+    "read 1 block of `array.level(1)` that is not stored": {
+        "open": ["1l 6g", "2g", "5g"],
+        "locked": ["3g", "1g", "3g"],
+    },
+    "`array.update_pyramid` of 2 levels, then with nothing to do": {
+        "open": ["12i 1l 23g", "1g", "5g"],
+        "locked": ["10i 18g", "", "4g"],
+    },
     "`array.to_dask`, `compute` of 64 blocks": {
         "open": ["1l 6g", "2g", "5g"],
         "locked": ["3g", "1g", "3g"],
@@ -237,6 +260,14 @@ COUNTS: dict[str, dict[str, list[str]]] = {
     "`files.get`, `in`, up to 256 bytes": {
         "open": ["1l 4g", "", "3g"],
         "locked": ["2g", "", "2g"],
+    },
+    "`files.find`, more than 256 bytes": {
+        "open": ["1l 5g", "1g", "4g"],
+        "locked": ["3g", "1g", "3g"],
+    },
+    "`files.get_many`, `files.sizes` of 2, 1 of more than 256 bytes": {
+        "open": ["1l 6g", "2g", "5g"],
+        "locked": ["4g", "2g", "4g"],
     },
     "`files.keys`, `len`": {
         "open": ["1l 4g", "", "3g"],

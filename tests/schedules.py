@@ -185,6 +185,7 @@ class Run:
         held: Content = {}
 
         def prepare(state: State, touched: Touched | None) -> Change | None:
+            op.seen = []  # what it was with an older state is not the answer
             names = None if op.kind == "whole" else op.reads
             if touched is not None and names is not None:
                 names = tuple(sorted(touched.get(SPACE, ())))

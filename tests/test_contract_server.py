@@ -1,13 +1,12 @@
-"""DVID's reference, row by row: transport, errors, requests of the server, modes, command line."""
+"""DVID's reference, row by row: transport, errors, requests of the server, modes."""
 
-import json
+import pathlib
+import re
 
 import numpy as np
 import pytest
 from contract import hold
 from serving import serving
-
-from diced.cli import dvid
 
 URL = "github.com/janelia-flyem/dvid/datatype/"
 VOXELS = "raw/0_1_2/64_64_64/0_0_0"
@@ -63,7 +62,7 @@ ERRORS = [
      (400, 'Bad API call (/api/node/{u}/gray/nonsense) for data "gray".  See API help at'
            " http://{host}/api/help/uint8blk\n")),
     ("GET node/{u}/region/nonsense", None, (400, "/api/help/roi\n")),
-    ("POST node/{u}/gray/info", b"{{}}", (400, "Bad API call")),
+    ("POST node/{u}/gray/info", b"{}", (400, "Bad API call")),
     ("GET node/{u}/kv/key/none", None, (404, b'Key "none" not found\n')),
     ("HEAD node/{u}/kv/key/none", None, (404, b"")),
     ("GET node/{u}/kv/blobstore/AAAAAAAAAAAAAAAAAAAAAA==", None, 404),
@@ -72,7 +71,7 @@ ERRORS = [
     ("GET node/{u}", None, 404),
     ("POST node/{u}/kv/key/r", b"0123", b""),
     # Neither 405 nor 409 nor 201 nor 204 is ever said.
-    ("PUT node/{u}/note", b"{{}}", 400),
+    ("PUT node/{u}/note", b"{}", 400),
     ("DELETE node/{u}/note", None, 400),
     ("PUT node/{u}/gray/" + VOXELS, b"", 400),
     ("POST repo/{u}/instance", '{{"typename": "roi", "dataname": "kv"}}', 400),
@@ -247,7 +246,7 @@ def test_data_types(server):
 
 ADMIN = [
     ("GET storage", None), ("GET server/config", None), ("POST server/reload-auth", b""),
-    ("POST server/reload-blocklist", b""), ("POST server/settings", b"{{}}"),
+    ("POST server/reload-blocklist", b""), ("POST server/settings", b"{}"),
 ]  # fmt: skip
 
 
@@ -276,15 +275,15 @@ def test_read_only(tmp_path):
             server,
             [
                 *((each[0], each[1], text) for each in EMPTY if "/tiles/" not in each[0]),
-                ("POST repos", b"{{}}", text),
-                ("POST repo/{u}/instance", b"{{}}", text),
-                ("POST node/{u}/commit", b"{{}}", text),
+                ("POST repos", b"{}", text),
+                ("POST repo/{u}/instance", b"{}", text),
+                ("POST node/{u}/commit", b"{}", text),
                 ("POST node/{u}/newversion", b"", text),
                 ("POST node/{u}/kv/blobstore", b"x", text),
                 ("POST node/{u}/region/ptquery", b"[[0,0,0]]", [False]),
                 ("GET node/{u}/kv/keys", None, []),
                 ("HEAD node/{u}/kv/keys", None, 200),
-                ("POST server/settings", b"{{}}", 200),
+                ("POST server/settings", b"{}", 200),
             ],
             u=uuid,
         )
@@ -327,52 +326,30 @@ def test_locked_versions(server, names):
     hold(server, LOCKED, **names)
 
 
-# -- 11: the command line ------------------------------------------------------------------
+# -- what the documentation says -----------------------------------------------------------
+
+PAGE = pathlib.Path(__file__).parents[1] / "docs" / "dvid-api.md"
+ROW = re.compile(r"\| ((?:[A-Z]+ )+)`([^`]+)` \| (\w+) \|")
 
 
-@pytest.fixture
-def type_in(server, monkeypatch, capsys):
-    """A function that types ``dvid`` and words, and returns the exit code and what is printed."""
-    monkeypatch.setenv("DVID_SERVER", server.netloc)
-
-    def run(*words):
-        code = dvid.main(words)
-        out = capsys.readouterr()
-        return code, (out.out or out.err).strip()
-
-    return run
-
-
-def test_commands_of_the_launcher(server, type_in):
-    root = "0123456789abcdef0123456789abcdef"
-    assert type_in("repos", "new", "fly", "a brain", f"uuid={root}", "passcode=sesame") == (0, root)
-    repo = server.get(f"repo/{root}/info").json
-    assert (repo["Alias"], repo["Description"]) == ("fly", "a brain")
-    said = f"Added gray [uint8blk] to node {root}"
-    assert type_in("repo", root[:8], "new", "uint8blk", "gray", "BlockSize=32,32,32") == (0, said)
-    assert server.get(f"node/{root}/gray/info").json["Extended"]["BlockSize"] == [32] * 3
-    assert "can't branch" in type_in("repo", root, "newversion")[1]
-    server.post(f"node/{root}/commit", {"note": ""})
-    assert type_in("repo", root, "newversion", "a" * 32) == (0, "a" * 32)
-    assert type_in("repo", root, "branch", "side", "b" * 32) == (0, "b" * 32)
-    assert server.get(f"repo/{root}/branch-versions/side").json == ["b" * 32, root]
-    assert "keyrange" in type_in("types", "keyvalue", "help")[1]
-    assert "isotropic" in type_in("node", root, "gray", "help")[1]
-    for words in (("repo", root, "delete", "gray"), ("repos", "delete", root)):
-        code, said = type_in(*words)
-        assert code == 1 and "passcode" in said
-        assert type_in(*words, "wrong")[0] == 1
-        assert type_in(*words, "sesame")[0] == 0
-    assert server.get("repos/info").json == {}
-
-
-@pytest.mark.parametrize(
-    "what",
-    ["rename a b", "merge x", "make-master m", "hide-branch b", "push host", "copy a b", "migrate",
-     "transfer-data", "limit-versions", "flatten-metadata", "storage-details"],
-)  # fmt: skip
-def test_commands_that_are_not_there_say_so(server, type_in, what):
-    code, said = type_in("repo", server.repo(), *what.split())
-    assert code == 1 and "is not among the commands" in said
-    assert type_in("shutdown")[0] == 2
-    assert json.loads(server.get("repos/info").body)
+def test_the_documented_table_is_what_is_answered(server):
+    told, rejected = set(), set()
+    for methods, pattern, status in ROW.findall(PAGE.read_text()):
+        assert status in ("answered", "differs", "not", "ours"), (pattern, status)
+        pairs = {(method, pattern) for method in methods.split()}
+        if status == "not":
+            rejected |= pairs
+        else:
+            told |= pairs
+    server.get("server/info")
+    site = server.app.site
+    tables = [site.table, site.common, *(each.table for each in site.types())]
+    answered = {
+        (method, route.pattern)
+        for table in tables
+        for route in table.routes
+        for method in route.methods
+        if not route.pattern.startswith("/api/page/")
+    }
+    assert told <= answered, "told, but not answered"
+    assert answered - rejected <= told, "answered, but not told"

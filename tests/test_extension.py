@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from diced import DicedStore, registry
+from diced.server import datatype
 
 PACKAGE = pathlib.Path(__file__).parent / "extension"
 
@@ -29,6 +30,7 @@ def forget():
         ("engine", "shout"), ("codec", "negative"), ("kind", "mask"), ("datatype", "maskblk"),
     ):  # fmt: skip
         registry._resolved.pop((group, name), None)
+    datatype._from_packages.cache_clear()
 
 
 def test_engine_codec_and_kind_work_together(extension):

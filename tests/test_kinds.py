@@ -153,7 +153,7 @@ def history(store: DicedStore, kind: Kind) -> tuple[Any, dict[str, Any]]:
     array = create(repo, kind)
     loose = create(repo, kind, "loose", versioned=False)
     found = {}
-    for number in (1, 2, 3):
+    for number in (1, 2, 1, 2, 3):
         kind.write(array, number)
     kind.write(loose, 4)
     found[repo.uuid] = kind.read(array)
@@ -206,7 +206,7 @@ def test_a_rebuild_makes_all_that_is_derived_anew(store: DicedStore, kind: Kind)
         for key in store.engine.list("r")
         if any(part in key for part in ("/pages/", ".snap/", "/locks/")) and "/meta/" not in key
     ]
-    assert len(derived) > 6
+    assert any(".snap/" in key for key in derived) and any("/locks/" in key for key in derived)
     for key in derived:
         store.engine.delete(key)
     report = rebuild(store)

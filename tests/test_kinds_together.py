@@ -131,7 +131,7 @@ def test_no_addition_to_a_graph_is_lost(location: str) -> None:
         for number in range(ROUNDS):
             # All touch vertex 1, two of them an edge that others touch as well.
             pairs = {(1, 2): 1.0, (1, 10 + writer): 1.0, (10 + writer, 100 * writer + 200): 1.0}
-            graph.add({1: 1.0, 2: 0.5}, pairs)
+            graph.add({1: 1.0, 2: 0.5, 10 + writer: 0.0}, pairs)
             vertices, edges = map(list, graph.graph())
             weights, joined = dict(vertices), {each[:2]: each[2] for each in edges}
             assert joined[1, 2] == weights[1] == 2 * weights[2]  # of one moment

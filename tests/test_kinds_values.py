@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from diced import DicedStore, keys, values
 from diced.errors import CorruptError, InvalidError
 from diced.fsck import check
-from diced.segment import VALUE, UNIT, frame_header
+from diced.segment import UNIT, VALUE, frame_header
 from diced.state import Change
 from diced.walk import frame_heads
 

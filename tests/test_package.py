@@ -35,6 +35,15 @@ def test_types_are_shipped() -> None:
         assert (INSTALLED / f"{kernel.stem}.pyi").is_file(), f"{kernel.stem}.pyi is not installed"
 
 
+def test_what_is_not_code_is_shipped() -> None:
+    kinds = {".css", ".html", ".js", ".json", ".svg"}
+    found = [path for path in SOURCE.rglob("*") if path.suffix in kinds]
+    assert {"page", "schemas"} <= {path.parent.name for path in found}
+    for path in found:
+        name = path.relative_to(SOURCE)
+        assert (INSTALLED / name).read_bytes() == path.read_bytes(), f"{name} is not installed"
+
+
 def test_every_kernel_is_importable() -> None:
     names = [kernel.stem for kernel in sorted(SOURCE.glob("_*.pyx"))]
     assert names

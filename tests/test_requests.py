@@ -35,8 +35,6 @@ PAGE = pathlib.Path(__file__).parents[1] / "docs" / "gcs.md"
 BEGIN, END = "<!-- requests: begin -->\n", "<!-- requests: end -->\n"
 MAX_AGE = 100.0
 TIMES = ("first", "again", "later")
-
-
 LETTERS = {"insert": "i", "list": "l", "get": "g", "stat": "s", "delete": "d"}
 WORDS = {letter: word for word, letter in LETTERS.items()}
 
@@ -233,6 +231,17 @@ GROUPS: dict[str, list[Row]] = {
         _row("write of parts of 8 blocks of one segment",
              lambda p, i: _write(p, np.s_[20:28, 4:12, 4:12], i), **ONLY_OPEN),
         _row("`array.batch` of 3 writes", _batch, **ONLY_OPEN),
+        _row("`array.snapshot`", lambda p, i: p.array.snapshot()),
+        _row("`array.plane` through 16 blocks",
+             lambda p, i: p.array.plane((20, 0, 0), (0, 1, 0), (0, 0, 1), (32, 32))),
+        _row("`array.write_plane` through 16 blocks",
+             lambda p, i: p.array.write_plane((20, 0, 0), (0, 1, 0), (0, 0, 1),
+                                              RANDOM[i, :32, :32]), **ONLY_OPEN),
+        _row("`array.pyramid`, `array.level`", lambda p, i: (p.array.pyramid(), p.array.level(1))),
+        _row("read 1 block of `array.level(1)` that is not stored",
+             lambda p, i: p.array.level(1)[:8, :8, :8]),
+        _row("`array.update_pyramid` of 2 levels, then with nothing to do",
+             lambda p, i: p.array.update_pyramid(2), alters=True),
         _row("`array.to_dask`, `compute` of 64 blocks",
              lambda p, i: p.array.to_dask(MANY).compute(scheduler="sync")),
         _row("`array.from_dask`, 2 chunks",
@@ -271,6 +280,9 @@ GROUPS: dict[str, list[Row]] = {
              **ONLY_OPEN),
         _row("`files.get`, `in`, up to 256 bytes",
              lambda p, i: (p.files.get("small"), "small" in p.files)),
+        _row("`files.find`, more than 256 bytes", lambda p, i: p.files.find("large")),
+        _row("`files.get_many`, `files.sizes` of 2, 1 of more than 256 bytes", lambda p, i:
+             (list(p.files.get_many(["small", "large"])), list(p.files.sizes(["small", "large"])))),
         _row("`files.keys`, `len`", lambda p, i: (list(p.files.keys()), len(p.files))),
         _row("`files.items`, 1 of more than 256 bytes", lambda p, i: list(p.files.items())),
     ],
@@ -279,7 +291,7 @@ ROWS = {row.name: row for group in GROUPS.values() for row in group}
 
 # Not a call, or nothing that another row does not say.
 PLAIN = {
-    "DicedStore": {"renew", "closed"},
+    "DicedStore": {"renew", "closed", "acting", "batch_bytes", "serve"},
     "DicedRepo": set(),
     "DicedArray": {"describe"},
     "KeyValueArray": {"describe", "name", "kind", "versioned", "locked", "attrs"},

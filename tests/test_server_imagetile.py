@@ -57,6 +57,61 @@ def test_the_walk_through_of_old(server, volume):
     np.testing.assert_array_equal(tile[:20, :90], noise()[:, :, 9])
 
 
+@pytest.mark.parametrize("typename", ["quadtree", "multiscale2d", "imagetile"])
+def test_where_tiles_begin(server, typename):
+    uuid = server.repo()
+    server.instance(uuid, "uint8blk", "gray", BlockSize="32,32,32")
+    values = noise()[:, :50, :60]
+    server.store.open_repo(uuid=uuid)["gray"][7:27, 10:60, 20:80] = values
+    server.instance(uuid, typename, "tiles", Source="gray", TileSize="32")
+    base = f"node/{uuid}/tiles"
+    old = typename != "imagetile"
+    assert server.get(f"{base}/info").json["Base"]["TypeName"] == "imagetile"
+    for generated in (False, True):
+        if generated:
+            reply = command(server, uuid, "tiles", "generate", planes="xy", zrange="9,9")
+            assert f"stored {4 + 1 if old else 6 + 2 + 1} tiles" in reply.text
+            found = server.get(f"{base}/metadata").json
+            assert found["Levels"]["1"]["TileSize"] == [32] * 3 and len(found["Levels"]) == 3 - old
+            assert found["MinTileCoord"] == [0, 0, 0]
+            assert found["MaxTileCoord"] == ([1, 1, 0] if old else [2, 1, 0])
+        tile = picture(server.get(f"{base}/tile/xy/0/1_0_{2 if old else 9}"))
+        if old:
+            np.testing.assert_array_equal(tile[:, :28], values[2, :32, 32:])
+            assert not tile[:, 28:].any()
+        else:
+            np.testing.assert_array_equal(tile[10:], values[2, :22, 12:44])
+            assert not tile[:10].any()
+        # Any picture is at coordinates of the source.
+        found = picture(server.get(f"{base}/raw/xy/70_60/15_5_9"))
+        wanted = np.zeros((60, 70), np.uint8)
+        wanted[5:55, 5:65] = values[2]
+        np.testing.assert_array_equal(found, wanted)
+    white = io.BytesIO()
+    Image.fromarray(np.full((32, 32), 255, np.uint8)).save(white, "PNG")
+    server.post(f"{base}/tile/xy/0/1_1_0", white.getvalue())
+    found = picture(server.get(f"{base}/raw/xy/90_90/0_0_{7 if old else 0}"))
+    top, left = (42, 52) if old else (32, 32)
+    assert (found[top : top + 32, left : left + 32] == 255).all()
+    assert found[top - 1, left] < 255 and not found[:10].any()
+
+
+def test_a_size_of_tiles(server, volume):
+    server.instance(volume, "imagetile", "wide", Source="grayscale", TileSize=[64, 32, 16])
+    server.instance(volume, "imagetile", "square", Source="grayscale", TileSize="64")
+    server.instance(volume, "imagetile", "usual", Source="grayscale")
+    for name, shape in (("wide", (32, 64)), ("square", (64, 64)), ("usual", (512, 512))):
+        tile = picture(server.get(f"node/{volume}/{name}/tile/xy/0/0_0_3"))
+        assert tile.shape == shape
+        part = tile[:90, :130]
+        np.testing.assert_array_equal(part, noise()[3, : part.shape[0], : part.shape[1]])
+    fields = {"typename": "imagetile", "dataname": "t", "Source": "grayscale"}
+    for wrong in ("0", "-1", "8193", "x", "1,2", "1,2,3,4", "8,8,0", "1e2", "9" * 30):
+        server.refused("POST", f"repo/{volume}/instance", {**fields, "TileSize": wrong})
+    server.instance(volume, "imagetile", "tiny", Source="grayscale", TileSize="1")
+    assert "at most" in server.refused("GET", f"node/{volume}/tiny/raw/xy/2000_2000/0_0_0")
+
+
 def test_metadata(server, volume):
     server.instance(volume, "imagetile", "tiles", Source="grayscale", Format="jpg")
     base = f"node/{volume}/tiles"
@@ -215,6 +270,16 @@ def test_generation_by_a_specification(server, volume):
         body = {"words": ["generate"], "settings": settings}
         body["stdin"] = base64.b64encode(stdin).decode()
         server.refused("POST", f"{base}/command", body)
+
+
+def test_generation_by_a_file_of_the_server(server, volume, tmp_path):
+    (tmp_path / "tilespec.json").write_text(json.dumps(SPEC))
+    server.instance(volume, "quadtree", "tiles", Source="grayscale", TileSize="64")
+    name = str(tmp_path / "tilespec.json")
+    assert "stored 23 tiles" in command(
+        server, volume, "tiles", "generate", name, planes="xy", zrange="0,0"
+    ).text  # fmt: skip
+    assert server.get(f"node/{volume}/tiles/metadata").json["Levels"] == SPEC
 
 
 def test_tiles_of_a_locked_version(server, volume):

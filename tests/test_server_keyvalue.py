@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from serving import serving
 
+from diced import protobuf
 from diced.errors import InvalidError
-from diced.server import protobuf
 from diced.server.keyvalue import parse_range
 
 ALPHABET = b"abcdefghijklmnopqrstuvwxyz"

@@ -449,7 +449,7 @@ class TestWhatIsVisible:
 def test_a_damaged_repo_does_not_hide_others(tmp_path):
     with serving(tmp_path / "s", store={"durability": "process"}) as server:
         bad, good = server.repo("bad"), server.repo("good")
-        repo_id = server.store._repo_id("bad")
+        repo_id = server.store._catalog.id_of("bad")
     (record,) = (tmp_path / "s" / "r" / repo_id / "lanes/meta").rglob("0000000001")
     record.chmod(0o600)
     record.write_bytes(b"damage")

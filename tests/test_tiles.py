@@ -11,7 +11,14 @@ from PIL import Image
 from diced import DicedStore, tilemaker
 from diced.errors import CorruptError, InvalidError, LockedError, NotFoundError
 from diced.fsck import check
-from diced.tilemaker import PLANES, check_scales, pack_pixels, plane_of, unpack_pixels
+from diced.tilemaker import (
+    PLANES,
+    check_scales,
+    encode_picture,
+    pack_pixels,
+    plane_of,
+    unpack_pixels,
+)
 from diced.tiles import array_of
 
 LO, HI = (-3, 0, -40), (20, 90, 70)
@@ -137,6 +144,78 @@ def test_default_scales_end_with_a_tile_or_two(repo, monkeypatch):
     assert {plane.name for _, plane, _, _ in names(array)} == {"xy"}
     assert count == len(array)
     assert [each.size for each in array.scales()] == [(32, 32, 32)] * 4
+
+
+def own(**more):
+    return {"tiles": {"source": "em", "format": "png", **more}}
+
+
+def test_tiles_that_begin_at_the_corner_of_the_source(repo):
+    attrs = own(origin="source", size=[16, 32, 32])
+    array = repo.create_array("corner", kind="imagetile", attrs=attrs)
+    plain = create(repo)
+    values, em = noise(), repo["em"]
+    xy, xz = plane_of("xy"), plane_of("xz")
+    before = array.pixels(xy, 0, (0, 0, 0))
+    np.testing.assert_array_equal(before, values[0, :32, :32])
+    assert [each.times[0] for each in array.all_scales()] == [1, 2, 4]  # 90 x 110 by 32: one tile
+    assert array.generate(ranges=[(LO[0], LO[0] + 1), (7, 7), None]) == len(array)
+    assert array.settings()["origin"] == list(LO)
+    assert array.settings()["min"] == [0, 0, 0] and array.settings()["max"] == [1, 2, 3]
+    for key, plane, scale, place in names(array):
+        np.testing.assert_array_equal(picture(array[key]), array.pixels(plane, scale, place))
+        assert min(place) >= 0
+    shown = {place for _, plane, scale, place in names(array) if (plane, scale) == (xy, 2)}
+    assert shown == {(0, 0, 0), (1, 0, 0)}
+    np.testing.assert_array_equal(picture(array["xy/0/1_2_1"])[:26], values[1, 64:90, 32:64])
+    np.testing.assert_array_equal(picture(array["xz/0/3_7_0"])[:, :14], values[:16, 7, 96:])
+    half = picture(array["xy/1/0_0_0"])
+    assert half[3, 5] == (values[0, 6:8, 10:12].sum(dtype=int) + 2) // 4
+    # The corner stays where it was when more is written before it.
+    em[LO[0] - 2 : LO[0], -10:0, LO[2] : LO[2] + 32] = 200
+    assert array.origin(em) == LO
+    array.generate(["xy"], ranges=[(LO[0] - 1, LO[0]), None, None])
+    np.testing.assert_array_equal(picture(array["xy/0/0_0_0"]), before)
+    assert (picture(array["xy/0/0_-1_-1"])[22:] == 200).all()
+    np.testing.assert_array_equal(array.pixels(xz, 0, (0, 0, 0)), values[:16, 0, :32])
+    np.testing.assert_array_equal(
+        plain.pixels(xy, 0, (0, 0, 0))[:32, :32], em[0, 0:512, 0:70][:32, :32]
+    )
+
+
+def test_tiles_of_a_source_that_holds_nothing_yet(repo):
+    empty = repo.create_array("empty", "uint8")
+    attrs = {"tiles": {"source": "empty", "origin": "source", "size": [8, 8, 8]}}
+    array = repo.create_array("t", kind="imagetile", attrs=attrs)
+    assert array.origin(empty) == (0, 0, 0) and array.pixels(plane_of("xy"), 0, (0, 0, 0)) is None
+    empty[5:6, 5:6, 5:6] = 9
+    assert array.pixels(plane_of("yz"), 0, (0, 0, 0))[0, 0] == 9
+    assert len(array.all_scales()) == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"origin": "here"}, {"origin": [1, 2]}, {"origin": [0, 0, 2**40]}, {"size": [8, 0, 8]},
+     {"size": 8}, {"size": [8, 8, 1e4]}, {"origin": [0, 0, True]}],
+)  # fmt: skip
+def test_attributes_that_mean_nothing(repo, wrong):
+    array = repo.create_array("t", kind="imagetile", attrs=own(**wrong))
+    with pytest.raises(InvalidError, match="3 integers"):
+        array.generate(["xy"])
+    with pytest.raises(InvalidError, match="3 integers"):
+        array.pixels(plane_of("xy"), 0, (0, 0, 0))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from(["uint8", "uint16", ">u2", "bool"]), st.integers(1, 40), st.integers(1, 40),
+    st.booleans(), st.integers(0, 9),
+)  # fmt: skip
+def test_pngs_are_what_they_show(dtype, rows, columns, flat, seed):
+    values = np.random.default_rng(seed).integers(0, 2**16, (rows, columns))
+    values = (values // 2**15 if flat or dtype == "bool" else values).astype(dtype)
+    found = picture(encode_picture(values, "png"))
+    np.testing.assert_array_equal(found, values.astype(found.dtype))
 
 
 def test_only_some_slices(repo):

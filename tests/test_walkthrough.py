@@ -1,6 +1,7 @@
 """DVID's walk-through, word for word: the commands of its launcher and the URLs it names."""
 
 import io
+import json
 import os
 import re
 import signal
@@ -143,6 +144,69 @@ def test_multiscale_tiles(shell, loaded, volume):
     assert shell.image(f"{tile}/yz/0/0_0_0").shape == (128, 128)
     with pytest.raises(urllib.error.HTTPError):
         shell.text(f"{tile}/xy/nonsense/0_0_0")
+
+
+def test_the_walk_through_of_2013(shell, volume, tmp_path):
+    """Datasets, and a quadtree that is made as a file says."""
+    uuid = shell.run("datasets", "new").strip()
+    shell.run("dataset", uuid[:8], "new", "grayscale8", "mygrayscale")
+    glob = str(shell.place / "sample" / "iso.0000*.png")
+    shell.run("node", uuid[:8], "mygrayscale", "load", "xy", "100,100,2600", glob)
+    words = ("source=mygrayscale", "TileSize=128")
+    shell.run("dataset", uuid[:8], "new", "quadtree", "myquadtree", *words)
+    levels = {str(n): {"Resolution": [10.0 * 2**n] * 3, "TileSize": [64, 64, 64]} for n in range(3)}
+    (tmp_path / "tilespec.json").write_text(json.dumps(levels))
+    said = shell.run("node", uuid[:8], "myquadtree", "generate", str(tmp_path / "tilespec.json"))
+    assert re.search(r"stored \d+ tiles", said)
+    assert json.loads(shell.text(f"dataset/{uuid[:8]}/myquadtree/metadata"))["Levels"] == levels
+    found = shell.image(f"node/{uuid[:8]}/myquadtree/tile/xy/0/1_0_9")
+    assert np.array_equal(found, volume[9, :64, 64:128])
+    found = shell.image(f"node/{uuid[:8]}/myquadtree/tile/xz/2/0_0_0")
+    assert found.shape == (64, 64) and found[:2, :62].all() and not found[3:].any()
+    missing = str(tmp_path / "nothing.json")
+    assert missing in shell.run("node", uuid, "myquadtree", "generate", missing, code=1)
+
+
+def test_real_sections(shell, shared_data):
+    """The stack that the walk-through was written for."""
+    files = sorted((shared_data / "sample-grayscale").glob("*.png"))
+    if not files:
+        pytest.skip("no sections there")
+    sections = np.stack([np.asarray(Image.open(each)) for each in files])
+    assert sections.shape == (SIDE, SIDE, SIDE)
+    uuid = shell.run("repos", "new").strip()
+    shell.run("repo", uuid, "new", "grayscale8", "mygrayscale")
+    glob = str(shared_data / "sample-grayscale" / "*.png")
+    shell.run("node", uuid, "mygrayscale", "load", "100,100,2600", glob)
+    base = f"node/{uuid}/mygrayscale"
+    for number in (0, 77, 200, 249):
+        found = shell.image(f"{base}/xy/raw/250_250/100_100_{2600 + number}")
+        assert np.array_equal(found, sections[number])
+    wanted = np.zeros((500, 500), np.uint8)
+    wanted[100:350, 100:350] = sections[:, 50]
+    assert np.array_equal(shell.image(f"{base}/xz/raw/500_500/0_150_2500"), wanted)
+    shell.run("repo", uuid, "new", "multiscale2d", "tiles", "source=mygrayscale", "TileSize=128")
+    shell.run("node", uuid, "tiles", "generate")
+    for name, planes in (("xy", sections), ("xz", sections.transpose(1, 0, 2)),
+                         ("yz", sections.transpose(2, 0, 1))):  # fmt: skip
+        for number in (0, 130):
+            corners = [(number, 0, 0), (0, number, 0), (0, 0, number)]
+            first = corners[("yz", "xz", "xy").index(name)]
+            tile = shell.image(f"node/{uuid}/tiles/tile/{name}/0/" + "_".join(map(str, first)))
+            assert np.array_equal(tile, planes[number, :128, :128])
+            half = shell.image(f"node/{uuid}/tiles/tile/{name}/1/" + "_".join(map(str, first)))
+            wanted = planes[number].reshape(125, 2, 125, 2).sum(axis=(1, 3), dtype=int)
+            assert np.array_equal(half[:125, :125], (wanted + 2) // 4)
+            assert not half[125:].any() and not half[:, 125:].any()
+    levels = json.loads(shell.text(f"node/{uuid}/tiles/metadata"))["Levels"]
+    assert [levels[each]["TileSize"] for each in sorted(levels)] == [[128] * 3] * 2
+
+
+def test_the_datastore_as_an_option(tmp_path):
+    shell = Shell(tmp_path, 1)
+    assert "datastore" in shell.run(f"-datastore={tmp_path / 'old'}", "init")
+    assert (tmp_path / "old").is_dir()
+    assert "missing" in shell.run("init", code=2)
 
 
 def test_other_spellings_of_load(shell, loaded, volume):

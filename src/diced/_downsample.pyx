@@ -31,9 +31,13 @@ ctypedef fused number:
 
 ctypedef fused label:
     uint8_t
+    int8_t
     uint16_t
+    int16_t
     uint32_t
+    int32_t
     uint64_t
+    int64_t
 
 
 cdef struct Box:
@@ -62,17 +66,22 @@ cdef inline number _mean_of(const number** rows, int count, Py_ssize_t at, Py_ss
     """Return the mean of 2**shift values: of each row the one at `at`, and that at `at + step`."""
     cdef int i
     cdef double scale, total
+    cdef bint same
     cdef uint64_t unsigned_whole, unsigned_rest, mask
     cdef int64_t signed_whole, signed_rest, whole
     if number is float or number is double:
         # By a power of two, so that nothing is rounded, and before the sum, which cannot overflow.
         scale = 1.0 / (1 << shift)
         total = 0.0
+        same = True
         for i in range(count):
             total += rows[i][at] * scale
+            same &= rows[i][at] == rows[0][at]
             if step:
                 total += rows[i][at + step] * scale
-        return <number>total
+                same &= rows[i][at + step] == rows[0][at]
+        # A sum of equal doubles may be rounded; where nothing was written the fill value must stay.
+        return rows[0][at] if same else <number>total
     elif number is uint64_t:
         mask = (1 << shift) - 1
         unsigned_whole = 0

@@ -36,6 +36,7 @@ cdef extern from "_labels.h":
 
 cdef enum:
     CELL = 512              # voxels
+    MOST = CELL + 1         # labels of one: the first voxel is read twice, and may change meanwhile
     SLOTS = 1024            # of the hash of one cell's labels
     SORTED = 16             # tables of at most so many labels are put in order, to be shared more
     TABLE_WORDS = 1 << 24   # what a table's offset can say
@@ -134,7 +135,7 @@ cdef int put_table(Work* work, const uint64_t* labels, uint32_t count, uint32_t*
         except -1 nogil:
     """Find the table of just these labels, or append it."""
     cdef uint64_t code = count, slot
-    cdef uint32_t[2 * CELL] table
+    cdef uint32_t[2 * MOST] table
     cdef uint32_t i, words = work.width * count
     cdef Shared* known
     if work.width == 2:
@@ -257,7 +258,7 @@ cdef inline void pack(const uint8_t* positions, uint8_t* target, const int bits)
 cdef int put_mixed(Work* work, const char* corner, Py_ssize_t sz, Py_ssize_t sy,
                    uint32_t* head) except -1 nogil:
     """Encode a cell of two or more labels."""
-    cdef uint64_t[CELL] labels
+    cdef uint64_t[MOST] labels
     cdef uint16_t[CELL] positions
     cdef uint8_t[CELL] narrow
     cdef uint32_t offset = 0

@@ -17,6 +17,7 @@ from diced import daskio, grid, planes
 from diced import session as sessions
 from diced import snapshot as reading
 from diced.blocks import Blocks
+from diced.described import DescribedVoxels
 from diced.errors import CorruptError, InvalidError
 from diced.handle import Handle, together
 from diced.pending import Assignment, Pending
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 Extents = tuple[slice, ...] | slice
 
 
-class DicedArray(Scaled, Handle):
+class DicedArray(Scaled, DescribedVoxels, Handle):
     """An n-dimensional array at the version that its repo object is at.
 
     Coordinates are signed 32-bit, in ZYX order for volumes; negative indices are coordinates, not
@@ -59,17 +60,6 @@ class DicedArray(Scaled, Handle):
 
     # -- description -----------------------------------------------------------------------
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Element type."""
-        dtype: np.dtype[Any] = self._spec.dtype
-        return dtype
-
-    @property
-    def numdims(self) -> int:
-        """Number of spatial dimensions, without channels."""
-        return self._spec.dims
-
     def get_numdims(self) -> int:
         """Return the number of spatial dimensions."""
         return self._spec.dims
@@ -85,24 +75,9 @@ class DicedArray(Scaled, Handle):
         return self._spec.codec.startswith("label")
 
     @property
-    def block_shape(self) -> tuple[int, ...]:
-        """Shape of a block in voxels."""
-        return self._spec.block_shape
-
-    @property
     def chunks(self) -> tuple[int, ...]:
         """Shape of a block as other libraries call it, channels included."""
         return self._spec.full_block_shape
-
-    @property
-    def channels(self) -> int | None:
-        """Number of channels, or None."""
-        return self._spec.channels
-
-    @property
-    def fill(self) -> Any:
-        """Value of voxels never written; one per channel if there are channels."""
-        return self._spec.fill_value
 
     @property
     def codec(self) -> str:

@@ -123,9 +123,18 @@ class Combiner:
         touched: Touched | None = None
         refused, after = 0, ""
         while True:
-            change = prepare(state, touched)
+            try:
+                change = prepare(state, touched)
+            except DicedException:
+                if (newer := self._newer(state)) is None:
+                    raise
+                state, touched = newer, None
+                continue
             if change is None:
-                return state.number
+                if (newer := self._newer(state)) is None:
+                    return state.number
+                state, touched = newer, None
+                continue
             record, data, frames = compose(lane, state, change, op, user, after)
             if frames is not None:
                 sync_all(frames.segments)
@@ -152,6 +161,16 @@ class Combiner:
             lane.check_open(newer)
             touched = lane.touched(change.reads, state.number, newer)
             state = newer
+
+    def _newer(self, state: State) -> State | None:
+        """Return a state that has more than this one, if there is any.
+
+        What a commit begins with may be old. That is noticed of what is written, but not of what is
+        refused or needs no writing.
+        """
+        newer = self._lane.refresh()
+        self._lane.check_open(newer)
+        return newer if newer.number > state.number else None
 
     # -- rounds ----------------------------------------------------------------------------
 

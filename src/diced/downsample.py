@@ -42,9 +42,9 @@ def reduce(
         Per axis without channels, 1 or 2; sizes are multiples of them.
     method : str
         ``mean``: the sum of a box's voxels divided by their number. Integers are rounded to the
-        nearest, halves up; floats are summed as doubles, in ZYX order. ``mode``: the commonest
-        value other than 0, of several the smallest, and 0 only if all are. ``nearest``: the voxel
-        of the lower corner.
+        nearest, halves up; floats are summed as doubles, in ZYX order, and equal ones stay as they
+        are. ``mode``: the commonest value other than 0, of several the smallest, and 0 only if all
+        are. ``nearest``: the voxel of the lower corner.
     channels : int, optional
         Values of a voxel; each channel is reduced by itself.
 
@@ -70,7 +70,7 @@ def reduce(
     out = np.empty(shape, source.dtype)
     if not out.size:
         return out
-    kind = _bits(source.dtype) if method == MODE or source.dtype == bool else source.dtype
+    kind = np.dtype(np.uint8) if source.dtype == bool else source.dtype
     width = channels or 1
     above, below = (
         np.ascontiguousarray(each).view(kind).reshape(_rows(each.shape, dims, width))
@@ -83,11 +83,6 @@ def reduce(
 def _rows(shape: tuple[int, ...], dims: int, channels: int) -> tuple[int, ...]:
     planes = (1,) * (MAX_DIMS - dims) + shape[: dims - 1]
     return (*planes, shape[dims - 1] * channels)
-
-
-def _bits(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the unsigned integers of a dtype's size: values are equal when their bits are."""
-    return np.dtype(f"u{dtype.itemsize}")
 
 
 def cumulative(steps: Sequence[Sequence[int]], dims: int) -> list[tuple[int, ...]]:

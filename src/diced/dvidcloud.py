@@ -1,4 +1,6 @@
-"""The face of DVIDCloudStore: one array on a server, sliced like numpy, ZYX.
+"""The face of DVIDCloudStore: one array on a server, sliced like numpy.
+
+In use, with axes in the order ZYX::
 
     from diced.dvidcloud import DVIDVolume
 

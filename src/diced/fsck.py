@@ -15,10 +15,11 @@ from diced.dag import LOCKED, LOCKING, Node
 from diced.errors import CorruptError, NotFoundError
 from diced.history import SPACES, View
 from diced.home import Home
-from diced.lanecheck import LaneCheck, Scope, planned
+from diced.lanecheck import LaneCheck, planned
 from diced.log import Record
 from diced.meta import DEAD, GONE, INFO, REPOS
 from diced.report import REBUILD, RESTORE, Problem, Progress, Report, obstacle
+from diced.scope import Scope
 from diced.segment import COMMIT
 from diced.session import BEGUN, OVER
 from diced.spec import ArraySpec

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from diced.attrs import Attributes
+from diced.described import Described
 from diced.errors import CorruptError, EngineError, LockedError, NotFoundError
 from diced.moment import moment
 from diced.spec import ArraySpec
@@ -49,7 +50,7 @@ LOCKED_AGE = 1.0
 LOCKED_AGES = 10
 
 
-class Handle:
+class Handle(Described):
     """An array of any kind at the version that its repo object is at.
 
     Parameters
@@ -70,16 +71,6 @@ class Handle:
             return True
         age = LOCKED_AGES * repo.store.engine.max_age if repo.remote else LOCKED_AGE
         return time.monotonic() - self._looked >= age
-
-    @property
-    def name(self) -> str:
-        """Name, unique in the repo."""
-        return self._spec.name
-
-    @property
-    def kind(self) -> str:
-        """``image``, ``label``, ``keyvalue``, or a kind that a package added."""
-        return self._spec.kind
 
     @property
     def versioned(self) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from functools import partial
 from typing import Any
 
-from diced import keys
+from diced import forks, keys
 from diced.blockcache import BlockCache
 from diced.engine.appender import Appender
 from diced.engine.aside import Aside
@@ -42,7 +42,7 @@ class Home:
         self._held: weakref.WeakValueDictionary[int, Appender] = weakref.WeakValueDictionary()
         self.load = PageCache(self._read_page, cache_bytes)
         self.block_cache = BlockCache(block_cache_bytes) if block_cache_bytes else None
-        _HOMES.add(self)
+        forks.watch(self)
 
     def _read_page(self, pointer: Pointer) -> bytes:
         pack, offset, length = pointer
@@ -140,18 +140,12 @@ class Home:
         if self.block_cache is not None:
             self.block_cache.clear()
 
+    def after_fork(self) -> None:
+        """Make locks anew, and take another segment than the parent's."""
+        self.writer.forget()
+        self.load.renew_lock()
+        if self.block_cache is not None:
+            self.block_cache.renew_lock()
+
 
 _syncs = Aside("diced-sync")
-_HOMES: weakref.WeakSet[Home] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for home in list(_HOMES):
-        home.writer.forget()
-        home.load.renew_lock()
-        if home.block_cache is not None:
-            home.block_cache.renew_lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -33,7 +33,8 @@ GROUP_BYTES = 16 * 2**20
 COMMIT_BYTES = 128 * 2**20
 # From this level on an update is one commit: all of it is less than a thousandth of the source.
 WHOLE_LEVEL = 4
-KEPT_SETS = 64
+# Sets of blocks that are not included, and blocks of all of them, that are kept between reads.
+KEPT_SETS, KEPT_KEYS = 64, 2**20
 
 Keys = set[bytes]
 # Called with a catalog; returns what a version had best begin with.
@@ -284,8 +285,13 @@ class Levels:
                 found.update(self.parents(number, some))
                 some = []
         found.update(self.parents(number, some))
-        while len(self._sets) >= KEPT_SETS:
-            self._sets.pop(next(iter(self._sets)), None)
+        kept = list(self._sets.items())  # other threads may add to it meanwhile
+        size = len(found) + sum(len(each) for _, (_, each) in kept)
+        for at, (old, (_, each)) in enumerate(kept):
+            if len(kept) - at < KEPT_SETS and size <= KEPT_KEYS:
+                break
+            self._sets.pop(old, None)
+            size -= len(each)
         self._sets[mark] = state.number, found
         return found
 

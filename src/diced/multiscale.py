@@ -6,22 +6,15 @@ Owns what a level is called and how handles of it behave, and which arrays store
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from diced import _voxels, grid
 from diced.array import DicedArray
-from diced.blocks import Blocks
+from diced.attrs import Attributes
 from diced.dag import Dag
-from diced.downsample import (
-    MAX_DIMS,
-    MEAN,
-    MODE,
-    check_method,
-    levels_of,
-    plan_steps,
-)
+from diced.downsample import MAX_DIMS, MEAN, MODE, check_method, levels_of, plan_steps
 from diced.errors import (
     AlreadyExistsError,
     BadIndexError,
@@ -144,7 +137,7 @@ class Level(DicedArray):
             found = repo._history.known().arrays.get(spec.fields["of"])
             if found is None:
                 raise NotFoundError(f"array {spec.name!r}: the array it is made of was deleted")
-            pyramid = Pyramid(repo._array(found), None, None, None)
+            pyramid = Pyramid(repo._array(found), spec.fields["level"], None, None, spec.fields)
         self.source = pyramid.source
         self.number: int = spec.fields["level"]
         self._pyramid = pyramid
@@ -177,6 +170,13 @@ class Level(DicedArray):
         """True if the array cannot be written here, because the version is locked."""
         return bool(self.source.locked)
 
+    @property
+    def attrs(self) -> Attributes:
+        """Its own, the same at every version; of a level that is not stored there are none."""
+        if self._spec.id != self.source._spec.id:
+            return super().attrs
+        return Attributes(f"array {self.name!r}", dict, lambda _change: self._writable())
+
     def _fields(self) -> dict[str, Any]:
         fields = self.source._fields()
         shifts = self._pyramid.levels().shifts[self.number]
@@ -199,7 +199,7 @@ class Level(DicedArray):
     def _pending(self) -> None:
         return None
 
-    def _writable(self) -> Blocks:
+    def _writable(self) -> NoReturn:
         raise ReadOnlyError(
             f"array {self.name!r} is level {self.number} of the pyramid of {self.source.name!r}:"
             " write there"
@@ -245,7 +245,9 @@ class Pyramid(Sequence[Any]):
         Factors per axis, from each level to the next.
     """
 
-    def __init__(self, source: Any, count: int | None, axes: Any, method: str | None):
+    def __init__(
+        self, source: Any, count: int | None, axes: Any, method: str | None, made: Any = None
+    ):
         if not 1 <= source.numdims <= MAX_DIMS:
             raise InvalidError(
                 f"array {source.name!r}: arrays of 1 to {MAX_DIMS} dimensions have pyramids;"
@@ -258,6 +260,8 @@ class Pyramid(Sequence[Any]):
         self.wanted_method = method
         self._count = count
         self._made: tuple[Any, Levels] | None = None
+        self._known = made  # how a stored level was made, also after it was deleted
+        self.steps: list[tuple[int, ...]] = []
         self._specs: list[ArraySpec] = []
         self._resolve(source._repo._history.view())
 
@@ -274,19 +278,22 @@ class Pyramid(Sequence[Any]):
                     f"array {source.name!r}: its pyramid was made by {known!r}; delete it to make"
                     f" one by {method!r:.60}"
                 )
-            method = known
+            self._known = specs[-1].fields
+        made = self._known or {"method": None, "axes": None}
+        method = method or made["method"]
         self.method = check_method(method or (MODE if label else MEAN), source.dtype)
         count = len(specs) or levels_of(source.shape[: source.numdims], source.block_shape)
         count = min(count if self._count is None else self._count, MAX_LEVELS)
         stored = [tuple(spec.fields["step"]) for spec in specs]
-        axes = specs[-1].fields["axes"] if specs and self.axes is None else self.axes
+        axes = made["axes"] if self.axes is None else self.axes
         size = max(count, len(stored))
-        self.steps = plan_steps(source.voxel_size, size, axes)
-        if self.axes is not None and self.steps[: len(stored)] != stored:
+        steps = plan_steps(source.voxel_size, size, axes)
+        if self.axes is not None and steps[: len(stored)] != stored:
             raise InvalidError(
                 f"array {source.name!r}: its pyramid halves {stored}; delete it to make another"
             )
-        self.steps[: len(stored)] = stored
+        # Handles of levels that were deleted can still be read.
+        self.steps = stored + steps[len(stored) :] + self.steps[size:]
         self._used_axes = axes if axes is None or isinstance(axes, str) else sorted(set(axes))
         self.top = count
         self._specs = specs
@@ -332,7 +339,8 @@ class Pyramid(Sequence[Any]):
             array = self.source._spec
             shifts = self.levels().shifts[number]
             fields = {**level_fields(array, number, shifts), "kind": KIND, "node": array.node}
-            spec = ArraySpec(array.id, {**fields, "versioned": array.versioned})
+            how = {"versioned": array.versioned, "method": self.method, "axes": self._used_axes}
+            spec = ArraySpec(array.id, {**fields, **how})
         return Level(self.source._repo, spec, self)
 
     def __repr__(self) -> str:
@@ -479,12 +487,7 @@ class Chooser:
 
 
 def level(array: Any, number: int) -> Any:
-    """Return a level of an array's pyramid; 0 is the array itself.
-
-    Raises
-    ------
-    InvalidError, BadIndexError
-    """
+    """Return a level of an array's pyramid; 0 is the array itself."""
     return array.pyramid(number or None)[number]
 
 

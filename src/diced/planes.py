@@ -74,8 +74,10 @@ class Plane:
         if not self.rows or not self.columns:
             return
         ends = itertools.product((0, self.rows - 1), (0, self.columns - 1))
-        corners = np.array([self.origin + row * self.u + column * self.v for row, column in ends])
-        if corners.min() < grid.MIN_COORDINATE or corners.max() > grid.MAX_COORDINATE:
+        with np.errstate(over="ignore", invalid="ignore"):
+            corners = np.array([self.origin + row * self.u + col * self.v for row, col in ends])
+        # Also false where it is not a number: the difference of two infinities.
+        if not (corners.min() >= grid.MIN_COORDINATE and corners.max() <= grid.MAX_COORDINATE):
             raise BadIndexError(
                 f"array {spec.name!r}: the plane reaches {corners.min():g} to {corners.max():g};"
                 " coordinates are signed 32-bit"
@@ -185,7 +187,8 @@ def _between(found: Any, rest: np.ndarray, axes: list[int], spec: ArraySpec) -> 
         values = found(corner) if any(corner) else first
         if dtype.kind == "f":
             values = np.where(weight > 0, values, 0)  # infinities count only where they are
-        total += weight * values
+        with np.errstate(over="ignore", invalid="ignore"):  # and of two opposite ones there is none
+            total += weight * values
     if dtype.kind == "f":
         with np.errstate(over="ignore"):
             return total.astype(dtype)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from diced import jsontext, log, registry
-from diced.array import DicedArray
+from diced import jsontext, kinds, log
 from diced.attrs import check_json
 from diced.dag import OPEN, Node, VersionInfo
 from diced.errors import (
@@ -32,8 +31,6 @@ FILES = ".files"
 META = ".meta"
 RESTRICTIONS = "restrictions"
 OPEN_NODE = "(open node)"
-# Kinds that need no package; asking what is installed takes milliseconds.
-BUILT_IN = frozenset(("image", "label", "keyvalue", "roi", "imagetile", "labelgraph"))
 
 
 class DicedRepo:
@@ -146,8 +143,9 @@ class DicedRepo:
         channels : int, optional
             An extra last axis.
         kind : str, optional
-            ``image``, ``label``, ``keyvalue``, or one that an installed package adds.
-            An array of a kind whose package is missing reads raw and cannot be written.
+            ``image``, ``label``, ``keyvalue``, ``roi``, ``labelgraph``, ``imagetile``, or one that
+            an installed package adds. An array of a kind whose package is missing reads raw and
+            cannot be written.
         attrs : dict, optional
             JSON attributes.
 
@@ -164,7 +162,7 @@ class DicedRepo:
             raise UnsupportedError("indexed label arrays are not in this version of diced")
         if kind is None:
             kind = "label" if islabel3D else "image"
-        fields = self._kind(kind).describe(
+        fields = kinds.class_of(kind).describe(
             name,
             dtype=dtype,
             dims=dims,
@@ -248,19 +246,7 @@ class DicedRepo:
         return self._history.visible(self._view(), self._node_id)
 
     def _array(self, spec: ArraySpec) -> Any:
-        try:
-            kind = self._kind(spec.kind)
-        except NotFoundError:
-            # A package that is not installed made it: its blocks and keys can still be read.
-            kind = KeyValueArray if spec.dtype is None else DicedArray
-        return kind(self, spec)
-
-    def _kind(self, name: str) -> Any:
-        """Return the class of a kind: constructed with (repo, spec), `describe` checks options."""
-        return registry.lookup("kind", name)
-
-    def _is_known(self, spec: ArraySpec) -> bool:
-        return spec.kind in registry.names("kind")
+        return kinds.open_array(self, spec)
 
     # -- versions --------------------------------------------------------------------------
 
@@ -486,11 +472,7 @@ class DicedRepo:
         self._spec(spec)
         if spec.versioned and self._is_locked(self._history.known(), self._node_id):
             raise LockedError(f"{spec.name!r}: {self._locked_message()}")
-        if spec.kind not in BUILT_IN and not self._is_known(spec):
-            raise UnsupportedError(
-                f"array {spec.name!r} is of kind {spec.kind!r}, whose package is not installed;"
-                " it can only be read"
-            )
+        kinds.check_known(spec)
 
     def _locked_message(self) -> str:
         view = self._history.view()

@@ -7,6 +7,8 @@ about some voxels reads few of millions of spans.
 
 from __future__ import annotations
 
+import copy
+import operator
 import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -46,6 +48,8 @@ class RoiArray(Handle):
     Made by ``repo.create_array(name, kind="roi")``; `block_shape` is 32 cubed unless given.
     """
 
+    _frozen: tuple[Lane, State] | None = None
+
     @staticmethod
     def describe(name: str, *, block_shape: Any = None, **_options: Any) -> dict[str, Any]:
         """Return what is stored of the options of ``create_array``: the block shape, ZYX."""
@@ -62,6 +66,12 @@ class RoiArray(Handle):
         return f"<RoiArray {self.name!r} at {state} version {self._repo.uuid[:12]}>"
 
     # -- reading ---------------------------------------------------------------------------
+
+    def snapshot(self) -> RoiArray:
+        """Return the region as it is now, to be read any number of times as of one commit."""
+        found = copy.copy(self)
+        found._frozen = self._now()
+        return found
 
     def __len__(self) -> int:
         """Return the number of spans."""
@@ -104,10 +114,18 @@ class RoiArray(Handle):
 
         Raises
         ------
-        InvalidError
+        InvalidError, BadIndexError
         """
+        try:
+            lo, hi = ([operator.index(each) for each in end] for end in (lo, hi))
+        except TypeError:
+            raise InvalidError(
+                f"a box has whole numbers, ZYX; got {lo!r:.50}, {hi!r:.50}"
+            ) from None
         if len(lo) != 3 or len(hi) != 3 or any(b < a for a, b in zip(lo, hi, strict=True)):
             raise InvalidError(f"a box has three axes, ZYX; got {tuple(lo)} to {tuple(hi)}")
+        if any(abs(each) >= 2**62 for each in (*lo, *hi)):
+            raise BadIndexError(f"a box is beyond all coordinates: {tuple(lo)} to {tuple(hi)}")
         if any(a == b for a, b in zip(lo, hi, strict=True)):
             return np.zeros([b - a for a, b in zip(lo, hi, strict=True)], np.bool_)
         sizes = self.block_shape
@@ -143,7 +161,10 @@ class RoiArray(Handle):
         ------
         InvalidError
         """
-        voxels = np.asarray(points)
+        try:
+            voxels = np.asarray(points)
+        except ValueError as error:
+            raise InvalidError(f"points are of shape (points, 3), ZYX: {error}") from None
         if voxels.size == 0:
             return np.zeros(len(voxels), np.bool_)
         if voxels.ndim != 2 or voxels.shape[1] != 3 or voxels.dtype.kind not in "iu":
@@ -214,6 +235,8 @@ class RoiArray(Handle):
 
     @together()
     def _now(self) -> tuple[Lane, State]:
+        if self._frozen is not None:
+            return self._frozen
         lane = self._lane()
         return lane, lane.refresh()
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from diced import grid, planes, pool
 from diced.blocks import SPACE, Blocks
+from diced.described import DescribedVoxels
 from diced.errors import InvalidError
 from diced.pending import Pending
 from diced.spec import ArraySpec
@@ -19,7 +20,7 @@ from diced.state import State
 STEP_VOXELS = 2**22
 
 
-class Snapshot:
+class Snapshot(DescribedVoxels):
     """An array at one commit: all its reads are of the same moment, whatever is written meanwhile.
 
     Made by `DicedArray.snapshot`; attributes are named as there.
@@ -34,42 +35,6 @@ class Snapshot:
         self._blocks = at
         self._state = state
         self._spec = at.spec
-
-    @property
-    def name(self) -> str:
-        """Name of the array."""
-        return self._spec.name
-
-    @property
-    def kind(self) -> str:
-        """Kind of the array."""
-        return self._spec.kind
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Element type."""
-        dtype: np.dtype[Any] = self._spec.dtype
-        return dtype
-
-    @property
-    def numdims(self) -> int:
-        """Number of spatial dimensions, without channels."""
-        return self._spec.dims
-
-    @property
-    def block_shape(self) -> tuple[int, ...]:
-        """Shape of a block in voxels."""
-        return self._spec.block_shape
-
-    @property
-    def channels(self) -> int | None:
-        """Number of channels, or None."""
-        return self._spec.channels
-
-    @property
-    def fill(self) -> Any:
-        """Value of voxels never written; one per channel if there are channels."""
-        return self._spec.fill_value
 
     @property
     def number(self) -> int:

@@ -14,7 +14,7 @@ from diced.errors import InvalidError
 Array = np.ndarray[Any, np.dtype[Any]]
 Blocks = tuple[int, int, int]
 
-MAX_VOLUMES = 2**20
+MAX_VOLUMES = 2**17
 MAX_BATCH = 2**20
 
 
@@ -95,8 +95,8 @@ def partition(rows: Array, batch: int, optimized: bool) -> Partition:
     InvalidError
         `batch` is not positive, or there would be more than `MAX_VOLUMES` subvolumes.
     """
-    if not 1 <= batch <= MAX_BATCH:
-        raise InvalidError(f"a batch is 1 to {MAX_BATCH} blocks; got {batch}")
+    if not isinstance(batch, int) or not 1 <= batch <= MAX_BATCH:
+        raise InvalidError(f"a batch is 1 to {MAX_BATCH} blocks; got {batch!r:.60}")
     volumes: list[Subvolume] = []
     total = 0
     if len(rows):

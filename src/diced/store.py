@@ -10,6 +10,7 @@ from typing import Any
 
 from diced import actor, keys, log, pool, registry, storefile
 from diced.attrs import Attributes
+from diced.catalog import TABLES, Catalog, Change
 from diced.dag import find_versions
 from diced.engine import open_engine
 from diced.errors import (
@@ -25,8 +26,8 @@ from diced.errors import (
 )
 from diced.history import History, View
 from diced.home import Home
-from diced.meta import DEAD, GONE, INFO, REPOS, Edits, Meta, Tables
-from diced.names import all_names, check_label, check_name, named
+from diced.meta import DEAD, Meta
+from diced.names import check_label, check_name
 from diced.repo import FILES, META, DicedRepo
 from diced.state import Base
 from diced.sweep import Sweeper
@@ -168,7 +169,8 @@ class DicedStore:
     def renew(self) -> None:
         """Forget what was read: a rebuild replaces what otherwise never changes."""
         lane = Lane(self._home, keys.META_LANE, keys.NO_NODE, Base(), journal=False)
-        self._meta = Meta(lane, (REPOS, INFO, DEAD, GONE))
+        self._meta = Meta(lane, TABLES)
+        self._catalog = Catalog(self._meta, self.url)
         for history in list(self._histories.values()):
             history.renew()
 
@@ -195,7 +197,7 @@ class DicedStore:
         self._check_writable()
         if name or not alias:
             check_name("repo", name)
-        if not alias and name in self._names():
+        if not alias and name in self._catalog.names():
             raise AlreadyExistsError(f"a repo {name!r} exists already in {self.url}")
         if uuid is not None:
             self._check_new_uuid(uuid)
@@ -209,26 +211,12 @@ class DicedStore:
 
     def _create(self, fields: dict[str, Any], alias: bool = False) -> DicedRepo | None:
         """Found a repo and enter its name; None if what was founded was swept before."""
-        name, repo_id = fields["name"], keys.new_id()
-        key = repo_id.encode()
+        repo_id = keys.new_id()
         history = self._history(repo_id)
         hidden = [{"name": each, "kind": "keyvalue", "versioned": True} for each in (META, FILES)]
         history.found(fields["uuid"], hidden)
-        taken = ""
-
-        def edit(tables: Tables, _number: int) -> Edits:
-            nonlocal taken
-            others = tables[REPOS].values()
-            new = named(fields, name, others) if alias else fields
-            clashes = [each for each in (new["name"], new["uuid"]) if each in all_names(others)]
-            taken = f"a repo {clashes[0]!r} exists" if clashes else ""
-            if key in tables[DEAD] or key in tables[GONE]:
-                return []
-            # What was founded is unreachable if the name is taken; the sweep takes it.
-            return [(DEAD, key, name) if taken else (REPOS, key, new)]
-
-        self._meta.transact(edit, op=f"create repo {name}", user=self._actor)
-        if key not in self._repos():
+        taken = self._catalog.enter(repo_id, fields, alias, self._actor)
+        if repo_id.encode() not in self._repos():
             self._histories.pop(repo_id, None)
             if taken:
                 raise AlreadyExistsError(f"{taken} already in {self.url}")
@@ -263,7 +251,7 @@ class DicedStore:
         wanted = uuid if name is None else name
         if not isinstance(wanted, str) or not wanted:
             raise InvalidError(f"a repo's name or UUID is non-empty text; got {wanted!r}")
-        names = self._names()
+        names = self._catalog.names()
         if name is not None and name in names:
             repo_id = names[name]
             node_id = self._history(repo_id).view().dag.root.id
@@ -306,48 +294,25 @@ class DicedStore:
 
     def get_repouuid(self, name: str) -> str:
         """Return the UUID of a repo's root version."""
-        return str(self._repo_fields(self._repo_id(name))["uuid"])
+        return str(self._repo_fields(self._catalog.id_of(name))["uuid"])
 
     def repo_info(self, name: str) -> dict[str, Any]:
         """Return a repo's name, uuid, description, created and user, and what else is known."""
-        return dict(self._repo_fields(self._repo_id(name)))
+        return dict(self._repo_fields(self._catalog.id_of(name)))
 
     def rename_repo(self, name: str, new_name: str, *, alias: bool = False) -> None:
         """Give a repo another name; with `alias` as for `create_repo`."""
-        if new_name or not alias:
-            check_name("repo", new_name)
-
-        def change(fields: dict[str, Any], tables: Tables) -> None:
-            others = [each for each in tables[REPOS].values() if each["uuid"] != fields["uuid"]]
-            taken = new_name in all_names(others)
-            if not alias and (taken or fields["name"] == new_name):
-                raise AlreadyExistsError(f"a repo {new_name!r} exists already in {self.url}")
-            new = named(fields, new_name, others)
-            fields.clear()
-            fields.update(new)
-
-        self._edit_repo(name, change, f"rename repo to {new_name}")
+        self._check_writable()
+        self._catalog.rename(name, new_name, alias, self._actor)
 
     def describe_repo(self, name: str, description: str) -> None:
         """Replace a repo's description."""
-        self._edit_repo(
-            name,
-            lambda fields, _tables: fields.update(description=str(description)),
-            "describe repo",
-        )
+        text = str(description)
+        self._edit_repo(name, lambda fields, _: fields.update(description=text), "describe repo")
 
-    def _edit_repo(self, name: str, change: Any, op: str) -> None:
+    def _edit_repo(self, name: str, change: Change, op: str) -> None:
         self._check_writable()
-        key = self._repo_id(name).encode()
-
-        def edit(tables: Tables, _number: int) -> Edits:
-            if key not in tables[REPOS]:
-                raise NotFoundError(f"repo {name!r} was deleted")
-            fields = dict(tables[REPOS][key])
-            change(fields, tables)
-            return [(REPOS, key, fields)]
-
-        self._meta.transact(edit, op=op, user=self._actor)
+        self._catalog.edit(name, change, op, self._actor)
 
     def delete_repo(self, name: str) -> None:
         """Delete a repo with all its versions. It is invisible at once; this cannot be undone.
@@ -356,15 +321,8 @@ class DicedStore:
         store for writing; `sweep` does it now. NotFoundError: another process was faster.
         """
         self._check_writable()
-        key = self._repo_id(name).encode()
-
-        def edit(tables: Tables, _number: int) -> Edits:
-            if key not in tables[REPOS]:
-                raise NotFoundError(f"repo {name!r} was deleted already")
-            return [(REPOS, key, None), (DEAD, key, tables[REPOS][key]["name"])]
-
-        self._meta.transact(edit, op="delete repo", user=self._actor)
-        history = self._histories.pop(key.decode(), None)
+        repo_id = self._catalog.bury(name, self._actor)
+        history = self._histories.pop(repo_id, None)
         if history is not None:
             history.home.close()
         self._sweep_later()
@@ -395,7 +353,8 @@ class DicedStore:
     def _check_new_uuid(self, uuid: str) -> None:
         """Raise AlreadyExistsError if a version of any repo has a UUID, or a tag of that name."""
         check_label("version", uuid)
-        if any(view.dag.has_uuid(uuid) for view in self._views(self._names().values()).values()):
+        views = self._views(self._catalog.names().values()).values()
+        if any(view.dag.has_uuid(uuid) for view in views):
             raise AlreadyExistsError(f"UUID already exists in datastore: {uuid!r:.80}")
 
     # -- information -----------------------------------------------------------------------
@@ -404,22 +363,11 @@ class DicedStore:
     def info(self) -> Attributes:
         """JSON about the store as a whole, such as the organisation it belongs to."""
 
-        def read() -> dict[str, Any]:
-            return {key.decode(): value[0] for key, value in self._meta.read()[1][INFO].items()}
-
         def edit(change: Any) -> None:
             self._check_writable()
+            self._catalog.edit_info(change, self._actor)
 
-            def edits(tables: Tables, _number: int) -> Edits:
-                old = {key.decode(): value[0] for key, value in tables[INFO].items()}
-                new = change(dict(old))
-                gone: Edits = [(INFO, key.encode(), None) for key in old if key not in new]
-                # The value None would read as a deletion, so values are wrapped in a list.
-                return gone + [(INFO, key.encode(), [new[key]]) for key in new]
-
-            self._meta.transact(edits, op="info", user=self._actor)
-
-        return Attributes(f"store {self.url}", read, edit)
+        return Attributes(f"store {self.url}", lambda: self._catalog.info(), edit)
 
     def __repr__(self) -> str:
         mode = " read-only" if self.readonly else ""
@@ -436,27 +384,10 @@ class DicedStore:
         return actor.current(self.user)
 
     def _repos(self) -> dict[bytes, Any]:
-        return self._meta.read()[1][REPOS]
-
-    def _names(self) -> dict[str, str]:
-        return {each["name"]: key.decode() for key, each in self._repos().items()}
-
-    def _repo_id(self, name: str) -> str:
-        """Find a repo by name or by the whole UUID of its root: never by less, since what is
-        asked may be its deletion."""
-        names = self._names()
-        if name in names:
-            return names[name]
-        for key, each in self._repos().items():
-            if each["uuid"] == name:
-                return key.decode()
-        raise NotFoundError(f"no repo {name!r} in {self.url}" + near_matches(str(name), names))
+        return self._catalog.repos()
 
     def _repo_fields(self, repo_id: str) -> dict[str, Any]:
-        fields: dict[str, Any] | None = self._repos().get(repo_id.encode())
-        if fields is None:
-            raise NotFoundError(f"the repo was deleted from {self.url}")
-        return fields
+        return self._catalog.fields(repo_id)
 
     def _history(self, repo_id: str) -> History:
         found = self._histories.get(repo_id)

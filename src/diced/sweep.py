@@ -11,14 +11,13 @@ put an object there, which every later `Sweeper.sweep` finds and removes.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from diced import keys, pool
+from diced import forks, keys, pool
 from diced.engine.base import Engine
 from diced.errors import CorruptError, DicedException, NotFoundError, UnsupportedError
 from diced.history import ARRAYS, History, remove_below
@@ -55,14 +54,14 @@ class Sweeper:
         self._ref = weakref.ref(store)  # no cycle: a store that is dropped is freed at once
         self._wanted: set[str] = set()
         self._removed = 0  # in the background, and not told to anybody yet
-        self._thread: threading.Thread | None = None
-        self.renew_locks()
-        _SWEEPERS.add(self)
+        self.after_fork()
+        forks.watch(self)
 
-    def renew_locks(self) -> None:
+    def after_fork(self) -> None:
         """Make the locks anew: at birth and after a fork."""
         self._guard = threading.Lock()
         self._turn = threading.Lock()
+        self._thread: threading.Thread | None = None
 
     def sweep(self, orphans: bool = False) -> int:
         """Remove all that is left; as `DicedStore.sweep`."""
@@ -71,7 +70,7 @@ class Sweeper:
             if orphans:
                 _condemn_homes(store)
             found = self._repos(store, again=True)
-            repo_ids = list(store._names().values())
+            repo_ids = list(store._catalog.names().values())
             if store.engine.remote:  # all metadata at once, before one after the other is looked at
                 pool.for_each(lambda each: store._history(each).view(), repo_ids, pool.LIMIT)
             for repo_id in repo_ids:
@@ -299,15 +298,3 @@ def _visit(
 
     for root in base.roots.values():
         visit(root, None)
-
-
-_SWEEPERS: weakref.WeakSet[Sweeper] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for sweeper in list(_SWEEPERS):
-        sweeper.renew_locks()
-        sweeper._thread = None
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

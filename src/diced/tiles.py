@@ -173,19 +173,28 @@ class TileArray(KeyValueArray):
         bounds = source.bounds
         if bounds is None:
             return None
-        inside = [
-            (max(a, each.start), min(b, each.stop))
+        if any(
+            max(a, each.start) >= min(b, each.stop)
             for a, b, each in zip(lo, hi, bounds, strict=True)
-        ]
-        if any(a >= b for a, b in inside):
+        ):
             return None
-        if math.prod(b - a for a, b in inside) > MAX_VOXELS:
+        # Only the pixels that are made of anything written: a tile may be far larger than that.
+        pixel = [1, 1, 1]
+        for axis in (plane.down, plane.across):
+            pixel[axis] = scales[scale].times[axis]
+        parts = list(zip(lo, hi, bounds, pixel, strict=True))
+        low = [a + max(0, each.start - a) // n * n for a, _, each, n in parts]
+        high = [b - max(0, b - each.stop) // n * n for _, b, each, n in parts]
+        if math.prod(b - a for a, b in zip(low, high, strict=True)) > MAX_VOXELS:
             raise InvalidError(
                 f"array {self.name!r}: a tile of scale {scale} is made of too many voxels to be"
                 " made now; generate tiles first"
             )
-        whole = read_plane(source, plane, lo, hi)
-        found: np.ndarray = shrink(whole, plane, scales, scale)[0]
+        part = shrink(read_plane(source, plane, low, high), plane, scales, scale)[0]
+        size = [scales[scale].size[axis] for axis in (plane.down, plane.across)]
+        found = np.full(size, source.fill, source.dtype)
+        top, left = ((low[axis] - lo[axis]) // pixel[axis] for axis in (plane.down, plane.across))
+        found[top : top + part.shape[0], left : left + part.shape[1]] = part
         return found
 
     def encoder(self) -> Callable[[np.ndarray], bytes]:
@@ -253,14 +262,10 @@ class TileArray(KeyValueArray):
         todo = (
             each
             for plane in wanted
-            for each in Maker(
-                frozen, plane, scales, bounds, ranges[plane.through], origin
-            ).tiles()
+            for each in Maker(frozen, plane, scales, bounds, ranges[plane.through], origin).tiles()
         )
         encode = self.encoder()
-        for key, data in pool.map_ordered(
-            lambda each: (each[0], encode(each[1])), todo, threads
-        ):
+        for key, data in pool.map_ordered(lambda each: (each[0], encode(each[1])), todo, threads):
             batch[key] = data
             held += len(data)
             if held >= BATCH_BYTES or len(batch) >= BATCH_TILES:

@@ -50,7 +50,7 @@ def usage(store: DicedStore, repo: str | None = None) -> dict[str, Any]:
     ------
     NotFoundError, CorruptError
     """
-    names = store._names()
+    names = store._catalog.names()
     if repo is not None and repo not in names:
         raise NotFoundError(f"no repo {repo!r} in {store.url}")
     repos = [

@@ -224,14 +224,15 @@ def _read_header(
     lane: Lane, key: bytes, entry: Any, where: str, more: int = 0
 ) -> tuple[Header, memoryview]:
     """Read the header of a frame of a key, and some bytes behind it."""
-    data = bytearray(min(HEADER.size + len(key) + CHECK.size + more, entry[2]))
-    lane.home.read_into(lane.id, *entry[:2], data)
+    segment, offset, length = entry
+    data = bytearray(min(HEADER.size + len(key) + CHECK.size + more, length))
+    lane.home.read_into(lane.id, segment, offset, data)
     try:
         head = parse_header(memoryview(data))
     except CorruptError as error:
         raise CorruptError(f"{where}: {error}") from None
-    if head.size + head.stored != entry[2]:
-        raise CorruptError(f"{where}: {head.size + head.stored} bytes, not {entry[2]}")
+    if head.size + head.stored != length:
+        raise CorruptError(f"{where}: {head.size + head.stored} bytes, not {length}")
     return head, memoryview(data)[head.size :]
 
 

@@ -9,32 +9,20 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import os
 import threading
 import time
-import weakref
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from diced import grid, index, keys, log, pool
+from diced import forks, grid, index, keys, log, pool
 from diced.combine import Combiner
 from diced.commit import Committer
 from diced.errors import CorruptError, DicedException, LockedError, ReadOnlyError
 from diced.home import Home
 from diced.log import CommitLog, Delta, Entry, Reads, Record
 from diced.moment import call_began
-from diced.state import (
-    Base,
-    Overlay,
-    Prepare,
-    State,
-    Touched,
-    delta_size,
-    hits,
-    merge,
-    parse_box,
-)  # fmt: skip
+from diced.state import Base, Overlay, Prepare, State, Touched, delta_size, hits, merge, parse_box
 
 # Records and delta entries after which a committer writes a snapshot. Metadata lanes fold sooner:
 # their records are small and every opening reads the tail. Large lanes fold later, up to four
@@ -97,12 +85,12 @@ class Lane:
         self._folded = 0  # entries in the newest snapshot's trees
         self._settled = 0  # records up to this number have names that survive a power cut
         self._state: State | None = None
-        self.renew_locks()
+        self.after_fork()
         if final:
             self._state = State(0, base.roots, Overlay(), base.box, True)
-        _LANES.add(self)
+        forks.watch(self)
 
-    def renew_locks(self) -> None:
+    def after_fork(self) -> None:
         """Make the locks anew: at birth and after a fork."""
         self._fresh = threading.Lock()
         self._committer.renew_lock()
@@ -501,16 +489,3 @@ class Lane:
                             self._state = state = self._fold_in(state, number, record)
                             return state
                 lost += 1
-
-
-_LANES: weakref.WeakSet[Lane] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    # A lock that another thread of the parent held would never be released here.
-    for lane in list(_LANES):
-        lane.renew_locks()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

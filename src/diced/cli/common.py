@@ -14,6 +14,7 @@ from typing import Any
 from diced import registry
 from diced.array import DicedArray
 from diced.errors import InvalidError, LocationError, UnsupportedError
+from diced.pyramid import KIND as PYRAMID
 from diced.repo import DicedRepo
 from diced.store import DicedStore
 
@@ -170,7 +171,7 @@ def text(given: str) -> str:
 
 def kind(given: str) -> str:
     """Check the kind of an array: one of diced's, or one that an installed package adds."""
-    known = registry.names("kind")
+    known = [each for each in registry.names("kind") if each != PYRAMID]  # which is not created
     if given not in known:
         raise argparse.ArgumentTypeError(f"{given!r} is not one of {', '.join(known)}")
     return given

@@ -38,7 +38,8 @@ def add_commands(commands: common.Commands) -> None:
     # Names that packages add are looked up only for a kind that is given.
     group.add_argument(
         "--kind", type=common.kind, metavar="KIND",
-        help="image (default), label, keyvalue, or one that an installed package adds",
+        help="image (default), label, keyvalue, roi, labelgraph, imagetile, or one that an"
+        " installed package adds",
     )  # fmt: skip
     group.add_argument("--unversioned", action="store_true", help="the same at every version")
     add_array_options(group)

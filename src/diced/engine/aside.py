@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from diced import forks
 from diced.errors import DicedException, EngineError
 
 if TYPE_CHECKING:
@@ -31,10 +30,11 @@ class Aside:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._renew()
-        _ALL.add(self)
+        self.after_fork()
+        forks.watch(self)
 
-    def _renew(self) -> None:
+    def after_fork(self) -> None:
+        """Begin without a thread: at birth and after a fork, when it is the parent's."""
         self._free = threading.Lock()
         self._tasks: SimpleQueue[_Task] | None = None
 
@@ -200,15 +200,3 @@ class _Flush:
     def __init__(self) -> None:
         self.before: int | None = None  # failures when it began
         self.failed = self.succeeded = False
-
-
-_ALL: weakref.WeakSet[Aside] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for each in list(_ALL):
-        each._renew()  # the thread is the parent's
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import queue
 import random
 import re
 import ssl
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -38,6 +36,7 @@ from urllib3.exceptions import (
 )
 from urllib3.util.ssl_ import create_urllib3_context
 
+from diced import forks
 from diced.engine.gcs_auth import REMEDY
 from diced.errors import AccessError, EngineError, LocationError
 
@@ -203,7 +202,7 @@ class Wire:
         self._who = who
         self._pool = self._new_pool()
         self._refreshing = threading.Lock()
-        _wires.add(self)
+        forks.watch(self)
 
     def send(
         self,
@@ -426,14 +425,3 @@ def _says(reply: Reply) -> str:
 def _retry_after(reply: Reply) -> float:
     value = reply.headers.get("Retry-After", "")
     return float(value) if re.fullmatch(r"\d{1,6}(\.\d+)?", value) else 0.0
-
-
-_wires: weakref.WeakSet[Wire] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for wire in list(_wires):
-        wire.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)

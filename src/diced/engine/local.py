@@ -16,11 +16,11 @@ import errno
 import os
 import stat
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from diced import forks
 from diced.engine.appender import Appender
 from diced.engine.base import (
     Buffer,
@@ -182,7 +182,7 @@ class LocalEngine(Engine):
         self._folders = Folders(root, self.durability, system, self._fresh)
         self._turns = Turns()
         self._locks = SlotLocks(f"{root}/.turn")
-        _engines.add(self)
+        forks.watch(self)
 
     @property
     def url(self) -> str:
@@ -475,21 +475,11 @@ class LocalEngine(Engine):
             return EngineError(f"cannot {doing}: its directory or temporary file was removed")
         return translate(error, doing)
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
+        """Let go what the parent goes on using, and make locks anew."""
         self._folders.forked()
         if self._spares is not None:
             self._spares.forked()
         self._handles.clear(forked=True)
         self._turns = Turns()
         self._locks.forked()
-
-
-_engines: weakref.WeakSet[LocalEngine] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for engine in _engines:
-        engine._after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -15,6 +15,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from diced import forks
 from diced.engine.appender import Appender
 from diced.engine.base import (
     Buffer,
@@ -91,7 +92,7 @@ class MemoryEngine(Engine):
         self._closed = False
         self.durability = check_durability(durability)
         self.readonly = bool(readonly)
-        _engines.add(self)
+        forks.watch(self)
 
     @property
     def url(self) -> str:
@@ -189,7 +190,8 @@ class MemoryEngine(Engine):
         if self._closed:
             raise EngineError(f"engine {self.url} is closed")
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
+        """Make locks anew."""
         self._shelf.lock = threading.Lock()
         self._shelf.turns = Turns()
 
@@ -217,15 +219,10 @@ class _MemoryAppender(Appender):
         pass
 
 
-_engines: weakref.WeakSet[MemoryEngine] = weakref.WeakSet()
-
-
 def _after_fork() -> None:
-    # Another thread may have held any of these when the process forked.
+    # Another thread may have held it when the process forked.
     global _shelves_lock
     _shelves_lock = threading.Lock()
-    for engine in _engines:
-        engine._after_fork()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -6,10 +6,9 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from diced import pool
-from diced.errors import InvalidError, LockedError, NotFoundError, UnsupportedError
+from diced import pool, protobuf
+from diced.errors import EngineError, InvalidError, LockedError, NotFoundError, UnsupportedError
 from diced.files import KeyValueArray
-from diced.remote import protobuf
 from diced.remote.array import RemoteHandle
 from diced.remote.http import Reply, spell
 from diced.spec import MAX_TEXT, ArraySpec, check_text
@@ -141,7 +140,11 @@ class RemoteFiles(RemoteHandle, KeyValueArray):
     def _fetch(self, names: list[str]) -> dict[str, bytes]:
         """Return values by the request that takes any key; absent ones are empty."""
         reply = self._ask("GET", "keyvalues", body=protobuf.keys(names))
-        return {**dict.fromkeys(names, b""), **protobuf.parse_values(reply.body, reply.request)}
+        try:
+            found = {key: bytes(value) for key, value in protobuf.read_key_values(reply.body)}
+        except InvalidError as error:
+            raise EngineError(f"the answer is no KeyValues: {error} [{reply.request}]") from None
+        return {**dict.fromkeys(names, b""), **found}
 
     def _listed(self, key: str) -> bool:
         return any(each == key for each in self._names(key, key))
@@ -165,7 +168,7 @@ class RemoteFiles(RemoteHandle, KeyValueArray):
         if not more and _fits_path(name):
             self._change(lambda: self._ask("POST", "key", name, body=value))
             return
-        body = protobuf.values(data)
+        body = protobuf.key_values(data)
         if len(body) > 2 * MAX_VALUE:
             raise InvalidError(
                 f"{self.name!r}: what is stored together has at most {2 * MAX_VALUE} bytes;"

@@ -8,16 +8,14 @@ server what is true now.
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import time
-import weakref
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote, urlencode
 
-from diced import actor
+from diced import actor, forks
 from diced.errors import AccessError, DicedException, EngineError, LocationError
 from diced.remote.address import Address
 from diced.remote.failures import failure, says
@@ -169,7 +167,7 @@ class Server:
             self._headers["Authorization"] = f"Bearer {token}"
         self._pool: HTTPConnectionPool | None = None
         self._closed = False
-        _servers.add(self)
+        forks.watch(self)
 
     # -- asking ----------------------------------------------------------------------------
 
@@ -426,14 +424,3 @@ def check_dvid(server: Server) -> dict[str, Any]:
             f"{server.address.web} is no DVID server: its server/info is {str(found)[:200]}"
         )
     return found
-
-
-_servers: weakref.WeakSet[Server] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for server in list(_servers):
-        server.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)

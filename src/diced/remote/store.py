@@ -34,7 +34,7 @@ from diced.store import DicedStore
 # Requests at a time: they wait for a network and for a server, more than for this machine.
 THREADS = 8
 # What a store at a location has, and one on a server has not.
-_LOCAL = frozenset(("engine", "_meta", "_home", "_histories", "_sweeper"))
+_LOCAL = frozenset(("engine", "_catalog", "_meta", "_home", "_histories", "_sweeper"))
 _UNKNOWN_DELETE = (UnsupportedError, NotFoundError, InvalidError)
 
 

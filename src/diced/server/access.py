@@ -17,7 +17,7 @@ import hmac
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from diced.errors import DicedException, InvalidError
@@ -170,6 +170,8 @@ class Access:
         """
         if self._generation != self._shared.generation:
             self._follow()
+        if call.method not in READING and self._is_foreign(call, self.options.cors):
+            raise Refused(403, f"pages of {call.headers['origin']:.100} may change nothing here\n")
         check_user(call.user)
         rules, asked = self._rules, call.user
         token = self._token(call)
@@ -191,6 +193,15 @@ class Access:
             why = self._blocked.find((asked, call.user), hosts)
             if why is not None:
                 raise Refused(429, why)
+
+    def _is_foreign(self, call: Call, cors: Collection[str]) -> bool:
+        """Tell whether a page of another origin, none of these, has a browser send a request."""
+        origin = call.headers.get("origin")
+        if origin is None or "*" in cors:
+            return False
+        return origin.partition("://")[2] != call.headers.get("host") and not is_welcome(
+            origin, cors
+        )
 
     def _token(self, call: Call) -> str:
         kind, _, token = call.headers.get("authorization", "").partition(" ")
@@ -225,6 +236,13 @@ class Access:
         if self.open:
             if route.needs == ADMIN and self.options.admin_token:
                 raise Refused(400, f"this needs the admin token ({call.path}).\n")
+            # Any page that somebody looks at can reach a server of the same machine.
+            named = [each for each in self.options.cors if each != "*"]
+            if route.needs == ADMIN and self._is_foreign(call, named):
+                raise Refused(
+                    403, "pages of other origins may do this where --cors names them"
+                    f" ({call.path}).\n"
+                )  # fmt: skip
             return
         repo = call.repo
         if repo is None:
@@ -329,6 +347,14 @@ class Access:
             raise InvalidError(f"{path} has no [access] any more; restart the server to open it")
         self._rules, self._blocked = rules, blocked
         self._public.clear()
+
+
+def is_welcome(origin: str, cors: Collection[str]) -> bool:
+    """Tell whether an origin is one of these, or of one of these domains."""
+    host = origin.partition("://")[2].partition(":")[0].lower()
+    return origin in cors or any(
+        host == each.lower() or host.endswith(f".{each.lower()}") for each in cors
+    )
 
 
 def check_user(name: str) -> str:

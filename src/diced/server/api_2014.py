@@ -112,7 +112,9 @@ def routes() -> list[Route]:
                 body="JSON: settings of the type, some or all in 'Properties'", limit=NOTE_BYTES,
             )
             for word, text in (
-                ("new", ""), ("versioned", ", with versions"), ("unversioned", ", without versions"),
+                ("new", ""),
+                ("versioned", ", with versions"),
+                ("unversioned", ", without versions"),
             )
         ),
         Route("POST", "/api/node/{uuid}/lock", _lock, "Locks a version, as of old."),

@@ -10,6 +10,7 @@ from diced.server import blobstore, mutations
 from diced.server.call import Call
 from diced.server.datatype import DataType, edit_stored, stored
 from diced.server.describe import instance_json
+from diced.server.fields import NOTE_BYTES
 from diced.server.routes import Route
 
 
@@ -64,6 +65,7 @@ def routes() -> list[Route]:
         Route(
             "POST", "tags", _set_tags, "Adds tags, or replaces them all.",
             query={"replace": "true: the old ones go"}, body="JSON object of text",
+            limit=NOTE_BYTES,
         ),
         *blobstore.routes(),
         *mutations.routes(),

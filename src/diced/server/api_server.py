@@ -144,6 +144,8 @@ def _heartbeat(call: Call) -> str:
 def _latencies(call: Call) -> Any:
     found = call.site.load.latencies()
     user = call.query.get("u")
+    if not (call.site.access.open or call.admin):  # others are nobody's business
+        found = {call.user: found[call.user]} if call.user in found else {}
     if not user:
         return found
     if user not in found:

@@ -12,17 +12,19 @@ import gzip
 import logging
 import math
 import os
+import threading
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Collection, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import parse_qsl, quote
 
 from diced import actor
-from diced.errors import DicedException
+from diced.errors import DicedException, InvalidError
 from diced.server import body as bodies
 from diced.server import pages
+from diced.server.access import is_welcome
 from diced.server.answer import HTML, JSON, TEXT, Answer, Buffer, Refused, as_answer, status_of
 from diced.server.call import Call
 from diced.server.load import Shared
@@ -44,6 +46,7 @@ ZIP_BYTES = 1024  # shorter answers are not worth it
 GZIP_FACTOR = 32
 PREFLIGHT_SECONDS = "86400"
 MAX_QUERY = 256  # parameters
+END_SECONDS = 5.0  # for what is worked at when nobody waits for it any more
 BESIDE = frozenset(("/interface", "/interface/version"))  # of DVID's API, and not below /api/
 ERROR = "diced-error"
 
@@ -63,6 +66,7 @@ class App:
         self._shared = shared or Shared(options.throttle)
         self.site: Site = None  # type: ignore[assignment]
         self._closed = False
+        self.stuck = False  # closed, and yet something goes on
         self._pages: Any = None
         self._threads: ThreadPoolExecutor = None  # type: ignore[assignment]
 
@@ -83,8 +87,15 @@ class App:
         """Close the store, once what is being worked at is done."""
         if self.site is not None and not self._closed:
             self._closed = True
-            self._threads.shutdown(wait=True)
-            self.site.close()
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            rest = threading.Thread(target=self._threads.shutdown, daemon=True)
+            rest.start()
+            rest.join(END_SECONDS)
+            self.stuck = rest.is_alive()
+            if self.stuck:
+                LOG.error("a request is still worked at; it is given up")
+            else:
+                self.site.close()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer, as ASGI has it."""
@@ -132,6 +143,7 @@ class App:
         user = ""
         answer: Answer | None = None
         try:
+            _check_path(path, scope)
             client = scope.get("client")
             call = Call(
                 self.site, method, path, _query(scope["query_string"]), headers,
@@ -250,8 +262,12 @@ class App:
     ) -> int:  # fmt: skip
         """Send an answer; return the bytes of its body that went out."""
         headers = {
-            "content-type": answer.type, **answer.headers, **self._cross_origin(asked),
+            "content-type": answer.type, "x-content-type-options": "nosniff", **answer.headers,
         }  # fmt: skip
+        also = headers.get("vary")
+        headers.update(self._cross_origin(asked))
+        if also and headers["vary"] != also:
+            headers["vary"] = f"{also}, {headers['vary']}"
         body = answer.body
         length = len(memoryview(body).cast("B")) if isinstance(body, Buffer) else answer.length
         if length is not None:
@@ -289,7 +305,7 @@ class App:
         origin = asked.get("origin")
         if "*" in cors:
             headers["access-control-allow-origin"] = "*"
-        elif origin is not None and _is_welcome(origin, cors):
+        elif origin is not None and is_welcome(origin, cors):
             headers["access-control-allow-origin"] = origin
             headers["vary"] = "Origin"
         if origin is not None and headers.get("access-control-allow-origin"):
@@ -312,12 +328,10 @@ def _holding(pieces: Iterator[Buffer], held: contextlib.ExitStack) -> Iterator[B
         yield from pieces
 
 
-def _is_welcome(origin: str, cors: Collection[str]) -> bool:
-    """Tell whether an origin is one of these, or of one of these domains."""
-    host = origin.partition("://")[2].partition(":")[0].lower()
-    return origin in cors or any(
-        host == each.lower() or host.endswith(f".{each.lower()}") for each in cors
-    )
+def _check_path(path: str, scope: Message) -> None:
+    """Refuse a path that is not UTF-8: all of its kind would mean the same."""
+    if "\ufffd" in path and b"%EF%BF%BD" not in scope.get("raw_path", b"").upper():
+        raise InvalidError("the path is not UTF-8")
 
 
 def _shown(text: str) -> str:
@@ -341,10 +355,16 @@ def _query(text: bytes) -> dict[str, str]:
     try:
         pairs = parse_qsl(text.decode("ascii"), keep_blank_values=True, max_num_fields=MAX_QUERY)
     except (UnicodeDecodeError, ValueError):
-        raise Refused(
-            400, f"the query is not ASCII, or has more than {MAX_QUERY} fields\n"
-        ) from None
+        raise InvalidError(f"the query is not ASCII, or has more than {MAX_QUERY} fields") from None
     return dict(pairs)
+
+
+def _takes_gzip(accepted: str) -> bool:
+    for each in accepted.lower().split(","):
+        name, _, quality = each.replace(" ", "").partition(";q=")
+        if name in ("gzip", "x-gzip"):
+            return not quality or quality.strip("0.") != ""
+    return False
 
 
 def _zip(answer: Answer, asked: Any) -> None:
@@ -355,7 +375,7 @@ def _zip(answer: Answer, asked: Any) -> None:
         and answer.status == 200
         and isinstance(body, Buffer)
         and len(body) >= ZIP_BYTES
-        and "gzip" in asked.get("accept-encoding", "")
+        and _takes_gzip(asked.get("accept-encoding", ""))
         and "content-encoding" not in answer.headers
     ):
         answer.body = gzip.compress(body, 1)

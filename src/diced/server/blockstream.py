@@ -36,7 +36,7 @@ from diced.errors import BadIndexError, CorruptError, InvalidError
 from diced.grid import MAX_COORDINATE, MIN_COORDINATE
 from diced.server import body as bodies
 from diced.server import voxels
-from diced.server.answer import OCTETS, Answer, Buffer, Refused
+from diced.server.answer import OCTETS, Answer, Buffer
 from diced.server.call import Call
 from diced.server.datatype import DataType
 from diced.server.routes import Route
@@ -378,7 +378,7 @@ def post_span(call: Call) -> None:
 def _records_limit(call: Call) -> int:
     """Refuse what cannot be written before the body is read."""
     if call.number("scale", 0):
-        raise Refused(400, "only blocks of scale 0 can be posted\n")
+        raise InvalidError("only blocks of scale 0 can be posted")
     _posted_form(call)
     return MAX_DATA_BYTES
 

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
+from diced.errors import InvalidError
 from diced.server.answer import Buffer, Refused
 from diced.server.call import whole
 
@@ -154,10 +155,10 @@ def unzip(pieces: Iterable[bytes], most: int) -> Spool:
                 spool.write(inflater.decompress(rest, 2**20))
                 rest = inflater.unconsumed_tail
         if not inflater.eof:
-            raise Refused(400, "the gzipped body is cut off\n")
+            raise InvalidError("the gzipped body is cut off")
     except zlib.error as error:
         spool.close()
-        raise Refused(400, f"the body is not gzip: {error}\n") from None
+        raise InvalidError(f"the body is not gzip: {error}") from None
     except BaseException:
         spool.close()
         raise

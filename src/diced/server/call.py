@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from diced.server.site import Site
 
 TRUE = frozenset(("on", "true", "1"))
-# Of JSON, since one that holds nothing takes some 60 bytes of memory for 3 of a body.
+# Of JSON, since one that holds nothing takes some 60 bytes of memory for 3 of a body; the same goes
+# for short names and numbers.
 MAX_LISTS = 2**19
+MAX_VALUES = 2**20
 
 
 class Call:
@@ -97,7 +99,7 @@ class Call:
         except UnicodeDecodeError:
             raise InvalidError("the body is not UTF-8 text") from None
 
-    def json(self, kind: type = dict, empty: Any = None) -> Any:
+    def json(self, kind: type = dict, empty: Any = None, most: int = MAX_VALUES) -> Any:
         """Return the body as JSON.
 
         Parameters
@@ -106,14 +108,14 @@ class Call:
             What it must be: dict or list.
         empty : Any
             What an empty body means; with None it is refused.
+        most : int
+            Values that it may hold.
         """
         if not len(self.body) and empty is not None:
             return empty
-        data = bytes(self.body)
-        if data.count(b"[") + data.count(b"{") > MAX_LISTS:
-            raise InvalidError(f"the body holds more than {MAX_LISTS} lists and objects")
+        check_json_size(self.body, most)
         try:
-            value = json.loads(data)
+            value = json.loads(bytes(self.body))
         except (ValueError, RecursionError) as error:
             raise InvalidError(f"the body is not JSON: {error}") from None
         if not isinstance(value, kind):
@@ -124,6 +126,24 @@ class Call:
         """Return the repo of the path, at its version."""
         repo: DicedRepo = self.repo
         return repo
+
+
+def check_json_size(data: Buffer, most: int = MAX_VALUES) -> None:
+    """Refuse JSON that would take far more memory than it has bytes.
+
+    Raises
+    ------
+    InvalidError
+    """
+    lists = values = 0
+    for at in range(0, len(data), 2**20):
+        piece = bytes(data[at : at + 2**20])
+        lists += piece.count(b"[") + piece.count(b"{")
+        values += piece.count(b",")
+    if lists > MAX_LISTS:
+        raise InvalidError(f"the body holds more than {MAX_LISTS} lists and objects")
+    if values > most:
+        raise InvalidError(f"the body holds more than {most} values")
 
 
 def whole(text: str, what: str) -> int:

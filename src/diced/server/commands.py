@@ -26,7 +26,8 @@ def _local(address: str) -> bool:
         return address == ""
 
 
-def _command(call: Call) -> str:
+def _limit(call: Call) -> int:
+    """Refuse a command from elsewhere before its body comes."""
     # Behind a proxy on this machine everybody seems to be here.
     elsewhere = not {"forwarded", "x-forwarded-for"}.isdisjoint(call.headers)
     local = _local(call.client) and not elsewhere
@@ -35,6 +36,11 @@ def _command(call: Call) -> str:
             403,
             "commands are taken from this machine, or with the admin token, and not from pages\n",
         )
+    return 2 * STDIN_BYTES
+
+
+def _command(call: Call) -> str:
+    _limit(call)
     given = call.json()
     words, settings = given.get("words"), given.get("settings", {})
     if not (isinstance(words, list) and words and all(isinstance(each, str) for each in words)):
@@ -60,6 +66,6 @@ def routes() -> list[Route]:
             "POST", "command", _command,
             "Runs a command of the data type, as 'dvid node UUID NAME ...' does.",
             body="JSON: 'words' (list), 'settings' (object), 'stdin' (base64)",
-            limit=2 * STDIN_BYTES, slow=True,
+            limit=_limit, slow=True,
         ),
     ]  # fmt: skip

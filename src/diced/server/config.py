@@ -215,10 +215,16 @@ class _Reader:
     def _auth(self, given: dict[str, Any], has_access: bool) -> list[str]:
         """Return the public versions of DVID's section; refuse rights that would be forgotten."""
         public = list(self._texts("auth.public_versions", given.pop("public_versions", [])))
-        enforce = given.pop("enforce", "none")
-        if enforce != "none" and not has_access:
+        enforce = given.pop("enforce", None)
+        closing = [] if enforce in (None, "none") else [f"enforce = {enforce!r}"]
+        inside = given.get("enforce_internal", "none")
+        closing += [] if inside == "none" else [f"enforce_internal = {inside!r}"]
+        if enforce is None and given.get("no_enforce") is not True:
+            # Before there were modes, these alone asked for tokens.
+            closing += [name for name in ("auth_file", "proxy_address") if given.get(name)]
+        if closing and not has_access:
             raise InvalidError(
-                f"{self._path}: auth.enforce = {enforce!r} is not known here, and nobody is let in"
+                f"{self._path}: auth.{closing[0]} is not known here, and nobody is let in"
                 " by mistake: say in [access] who may do what"
             )
         self._pass_over("auth", given)

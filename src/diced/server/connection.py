@@ -23,6 +23,7 @@ class Connection(HttpToolsProtocol):
 
     head_seconds = 30.0
     idle_seconds = 75.0
+    send_seconds = 600.0
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
@@ -32,6 +33,8 @@ class Connection(HttpToolsProtocol):
         self._moved = False  # the data at hand ended a head, or held a body
         self._since = 0  # bytes since something last moved
         self._drained = 0
+        self._stuck: TimerHandle | None = None
+        self._unsent = 0  # bytes that the client had not taken when that was last looked at
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin; a client that says nothing is not waited for without end."""
@@ -41,7 +44,20 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
         self._unwait()
+        self._unstick()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Hold back what is sent: the client does not take what it asked for."""
+        super().pause_writing()
+        self._unstick()
+        self._unsent = self.transport.get_write_buffer_size()
+        self._stuck = self.loop.call_later(self.send_seconds, self._look)
+
+    def resume_writing(self) -> None:
+        """Go on sending."""
+        self._unstick()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; refuse a head, or what else of a request is no body, that goes on and on."""
@@ -86,7 +102,9 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Wait for the rest of a body that was answered before it was there, but not for ever."""
         super().on_response_complete()
-        if not self._whole and not self.transport.is_closing():
+        # Of the request that was answered, not of one that came behind it and is worked at.
+        mine = self.cycle is None or self.cycle.response_complete
+        if mine and not self._whole and not self.transport.is_closing():
             self._wait(self.head_seconds)
 
     def _refuse(self, status: HTTPStatus) -> None:
@@ -108,6 +126,21 @@ class Connection(HttpToolsProtocol):
         else:
             self.transport.close()
 
+    def _look(self) -> None:
+        self._stuck = None
+        unsent = self.transport.get_write_buffer_size()
+        if unsent >= self._unsent:
+            # To close would be to wait for the client to take the rest, for ever.
+            self.transport.abort()
+            return
+        self._unsent = unsent
+        self._stuck = self.loop.call_later(self.send_seconds, self._look)
+
+    def _unstick(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
+
     def _wait(self, seconds: float) -> None:
         self._unwait()
         self._timer = self.loop.call_later(seconds, self._late)
@@ -118,11 +151,13 @@ class Connection(HttpToolsProtocol):
             self._timer = None
 
 
-def bounded(head_seconds: float, idle_seconds: float) -> type[Connection]:
+def bounded(
+    head_seconds: float, idle_seconds: float, send_seconds: float = Connection.send_seconds
+) -> type[Connection]:
     """Return the class of connections with these bounds of time."""
     found: type[Connection] = type(
         "BoundedConnection",
         (Connection,),
-        {"head_seconds": head_seconds, "idle_seconds": idle_seconds},
+        {"head_seconds": head_seconds, "idle_seconds": idle_seconds, "send_seconds": send_seconds},
     )
     return found

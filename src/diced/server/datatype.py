@@ -163,6 +163,8 @@ class DataType:
     def attributes(self, settings: Settings) -> dict[str, Any]:
         """Return what is stored of an instance of any type, as the attribute ``dvid``."""
         own: dict[str, Any] = {"type": self.name, "tags": settings.tags()}
+        if settings.get("typename") in ALIASES:
+            own["alias"] = settings.get("typename")
         for name in ("checksum", "compression") if self._plain else ("checksum",):
             value = settings.get(name).lower()
             if value:

@@ -16,7 +16,9 @@ from diced.repo import DicedRepo
 from diced.server import blockstream, imagecommands, imagejson, slices, voxels
 from diced.server.call import Call, whole
 from diced.server.datatype import ATTRS, DVID_TYPES, Command, DataType, Settings
+from diced.server.fields import NOTE_BYTES
 from diced.server.routes import Route
+from diced.server.wire import check_block
 
 # What every version of every client can read; DVID's own default, 32, neuroglancer cannot.
 BLOCK = 64
@@ -59,10 +61,12 @@ class BlockType(DataType):
                 "POST", "extents", _checked(imagejson.post_extents),
                 "Sets the extents of this version.",
                 body='JSON: {"MinPoint": [x,y,z], "MaxPoint": [x,y,z]}, the last voxel included',
+                limit=NOTE_BYTES,
             ),
             Route(
                 "POST", "resolution", _checked(imagejson.post_resolution),
                 "Sets the size of a voxel, at all versions.", body="JSON: [x,y,z]",
+                limit=NOTE_BYTES,
             ),
             Route(
                 "GET", "rawkey", _checked(_rawkey),
@@ -83,6 +87,7 @@ class BlockType(DataType):
         """
         block_shape = settings.zyx("BlockSize", dims)
         count = len(block_shape) if block_shape is not None else dims or 3
+        check_block(block_shape or ())
         return {
             "dims": count,
             "block_shape": block_shape or (BLOCK,) * count,

@@ -150,6 +150,20 @@ def _flags(pixels: np.ndarray) -> np.ndarray:
 # -- pixels and bytes ----------------------------------------------------------------------
 
 
+def check_pixels(rows: int, columns: int) -> None:
+    """Refuse a picture that is too large.
+
+    Raises
+    ------
+    InvalidError
+    """
+    if rows * columns > MAX_PIXELS:
+        raise InvalidError(
+            f"a picture of {columns} x {rows} is too large: at most {MAX_PIXELS} pixels; ask for"
+            " raw bytes"
+        )
+
+
 def encode(values: np.ndarray, form: Form) -> bytes:
     """Return voxels, shape (rows, columns[, channels]), as a picture's file.
 
@@ -158,11 +172,7 @@ def encode(values: np.ndarray, form: Form) -> bytes:
     InvalidError
         They make no picture, or too large a one.
     """
-    if values.shape[0] * values.shape[1] > MAX_PIXELS:
-        raise InvalidError(
-            f"a picture of {values.shape[1]} x {values.shape[0]} is too large: at most"
-            f" {MAX_PIXELS} pixels; ask for raw bytes"
-        )
+    check_pixels(*values.shape[:2])
     pixels = to_pixels(values)
     planes = pixels.shape[2] if pixels.ndim == 3 else 1
     if form.name == "tiff":

@@ -7,14 +7,15 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from diced import protobuf
 from diced.errors import InvalidError, NotFoundError
+from diced.protobuf import KeyRange
 from diced.repo import DicedRepo
-from diced.server import protobuf, streams
+from diced.server import streams
 from diced.server.answer import OCTETS, Answer, Refused, to_json
 from diced.server.call import Call
 from diced.server.datatype import ATTRS, DVID_TYPES, DataType, Settings
 from diced.server.describe import instance_json
-from diced.server.protobuf import KeyRange
 from diced.server.routes import READ, Route
 from diced.values import MAX_VALUE, Value
 
@@ -274,10 +275,10 @@ def _key_range_values(call: Call) -> Answer:
 def _get_many(call: Call) -> Answer:
     form = _form(call)
     if form == "protobuf":
-        keys, ranges = protobuf.read_keys(call.body)
+        keys, ranges = protobuf.read_keys(call.body, MANY_KEYS)
         wanted: list[str | KeyRange] = [*keys, *ranges]
     else:
-        wanted = [_wanted(each) for each in call.json(list)]
+        wanted = [_wanted(each) for each in call.json(list, most=2 * MANY_KEYS)]
     if len(wanted) > MANY_KEYS:
         raise InvalidError(f"at most {MANY_KEYS} keys at a time; got {len(wanted)}")
     parts = [each for each in wanted if isinstance(each, KeyRange)]
@@ -362,6 +363,10 @@ def _tar_pieces(items: Iterable[Item]) -> Iterator[bytes]:
 
 
 def _post_many(call: Call) -> None:
-    values = dict(protobuf.read_key_values(call.body))
+    values = {}
+    for key, value in protobuf.read_key_values(call.body):
+        values[key] = value
+        if len(values) > MANY_KEYS:
+            raise InvalidError(f"at most {MANY_KEYS} keys at a time")
     call.array.put_many(values, operation=f"put {len(values)} keys")
     values.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from diced.repo import DicedRepo
 from diced.server import imagecommands, imaging, labelwire, voxels
 from diced.server.answer import Answer
 from diced.server.call import Call, whole
-from diced.server.datatype import DVID_TYPES, Command, Settings, store, stored
+from diced.server.datatype import DVID_TYPES, Command, Settings, edit_stored
+from diced.server.fields import NOTE_BYTES
 from diced.server.images import BlockType
 from diced.server.routes import Route
 from diced.server.wire import check_bytes, point
@@ -21,6 +23,7 @@ from diced.server.wire import check_bytes, point
 # Points of one request, as JSON.
 POINTS_BYTES = 4 * 2**20
 MAX_SYNCS = 1000
+COLOUR_BYTES = 2**22  # of labels that are given colours at a time
 # There is neither Snappy nor gzip of label blocks; what is nearest.
 CODECS = {
     "": "label+lz4", "lz4": "label+lz4", "snappy": "label+lz4", "none": "label",
@@ -88,6 +91,7 @@ google (neuroglancer's compressed_segmentation) or googlegzip (that, sent as gzi
             Route(
                 "POST", "sync", post_sync, "Adds data that this is synced with, or replaces it.",
                 query={"replace": "true: the old ones go"}, body='JSON: {"sync": "name,name"}',
+                limit=NOTE_BYTES,
             ),
         ]  # fmt: skip
 
@@ -183,9 +187,14 @@ def get_pseudocolor(call: Call) -> Answer:
     if not where.flat:
         raise InvalidError("pseudocolor is of planes: xy, xz or yz")
     check_bytes(where.shape, 8, voxels.IMAGE_BYTES)
+    imaging.check_pixels(*where.sizes[::-1])
     form = imaging.parse_format(call.args.get("format", "") or "png")
-    labels = next(voxels.read_slabs(call, where, voxels.IMAGE_BYTES))
-    return imaging.answer(colours(labels.reshape(-1, where.sizes[0])), form)
+    shown = np.empty((math.prod(where.sizes), 3), np.uint8)
+    at = 0
+    for labels in voxels.read_slabs(call, where, COLOUR_BYTES):
+        shown[at : at + labels.size] = colours(labels.reshape(-1))
+        at += labels.size
+    return imaging.answer(shown.reshape(*where.sizes[::-1], 3), form)
 
 
 def colours(labels: np.ndarray) -> np.ndarray:
@@ -212,11 +221,15 @@ def post_sync(call: Call) -> None:
     names = [each.strip() for each in text.split(",") if each.strip()]
     for name in names:
         call.site.find_array(call.repo, name)
-    known = [] if call.flag("replace") else stored(call.array).get("syncs", [])
-    names = list(dict.fromkeys([*known, *names]))
-    if len(names) > MAX_SYNCS:
-        raise InvalidError(f"data is synced with at most {MAX_SYNCS} others; got {len(names)}")
-    store(call.array, syncs=names)
+    replace = call.flag("replace")
+
+    def change(own: dict[str, Any]) -> dict[str, Any]:
+        found = list(dict.fromkeys([*([] if replace else own.get("syncs", [])), *names]))
+        if len(found) > MAX_SYNCS:
+            raise InvalidError(f"data is synced with at most {MAX_SYNCS} others; got {len(found)}")
+        return {**own, "syncs": found}
+
+    edit_stored(call.array, change)
 
 
 TYPE = LabelType()

@@ -17,7 +17,9 @@ from diced.server.routes import Route
 from diced.values import MAX_VALUE
 
 GRAPH_BYTES = 2**28  # of a graph as JSON
+GRAPH_VALUES = 2**21  # of a graph as JSON: its lists and objects have a bound of their own
 IDS_BYTES = 2**26
+MAX_LOCKS = 2**20  # of a transaction
 NUMBER = struct.Struct("<Q")
 GRAPH_BODY = (
     'JSON {"Vertices": [{"Id": 1, "Weight": 2.5}, ...],'
@@ -168,17 +170,17 @@ def _send(vertices: Iterable[tuple[int, float]], edges: Iterable[tuple[int, int,
 
 
 def _get_graph(call: Call) -> Answer:
-    ids = [vertex for vertex, _ in _vertices(call.json(empty={}))]
+    ids = [vertex for vertex, _ in _vertices(call.json(empty={}, most=GRAPH_VALUES))]
     return _send(*(call.array.subgraph(ids) if ids else call.array.graph()))
 
 
 def _post_graph(call: Call) -> None:
-    graph = call.json()
+    graph = call.json(most=GRAPH_VALUES)
     call.array.put(dict(_vertices(graph)), dict(_edges(graph)), operation="put subgraph")
 
 
 def _delete_graph(call: Call) -> None:
-    graph = call.json(empty={})
+    graph = call.json(empty={}, most=GRAPH_VALUES)
     vertices = [vertex for vertex, _ in _vertices(graph)]
     edges = [pair for pair, _ in _edges(graph)]
     if vertices or edges:
@@ -192,7 +194,7 @@ def _neighbors(call: Call) -> Answer:
 
 
 def _weight(call: Call) -> None:
-    graph = call.json()
+    graph = call.json(most=GRAPH_VALUES)
     vertices: dict[int, float] = {}
     for vertex, weight in _vertices(graph):
         vertices[vertex] = vertices.get(vertex, 0.0) + weight
@@ -205,7 +207,7 @@ def _weight(call: Call) -> None:
 def _merge(call: Call) -> None:
     if call.args.get("nohistory", "nohistory") != "nohistory":
         raise InvalidError(f"merge, or merge/nohistory; got {call.args['nohistory']!r:.60}")
-    graph = call.json()
+    graph = call.json(most=GRAPH_VALUES)
     vertices = list(_vertices(graph))
     if len(vertices) < 2:
         raise InvalidError("Must specify at least two vertices for merging")
@@ -296,6 +298,8 @@ def read_locks(body: Buffer) -> tuple[dict[int, int], memoryview]:
     count = read()
     if count > len(data) // 16:
         raise InvalidError(f"the transaction is cut off: {count} vertices in {len(data)} bytes")
+    if count > MAX_LOCKS:
+        raise InvalidError(f"a transaction locks at most {MAX_LOCKS} vertices; got {count}")
     locks: dict[int, int] = {}
     for _each in range(count):
         vertex = read()

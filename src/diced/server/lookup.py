@@ -104,6 +104,12 @@ class Lookup:
         views = {k: each for k, each in found.items() if isinstance(each, View) and each.dag.nodes}
         return views, dict(broken)
 
+    def _forget(self, repos: Any) -> None:
+        """Let go of handles of repos that are not there any more, and of what these keep."""
+        for key in list(self._handles):
+            if key[0].encode() not in repos:
+                self._handles.pop(key, None)
+
     def _only(self) -> tuple[str, str]:
         """Return the root of the only repo."""
         ids = [key.decode() for key in self._store._repos()]
@@ -119,6 +125,8 @@ class Lookup:
         table, known = self._found
         if table is not repos:
             known = {}
+            if table is not None and len(repos) <= len(table):
+                self._forget(repos)
             self._found = (repos, known)
         hit = known.get(name)
         if hit is not None and time.monotonic() < hit[0]:

@@ -38,8 +38,16 @@ class Mask:
 
     def apply(self, lo: Sequence[int], values: np.ndarray) -> None:
         """Change the voxels outside, of the box that begins at `lo`; shape ZYX, then channels."""
-        hi = [a + n for a, n in zip(lo, values.shape, strict=False)]
-        outside = ~self._roi.mask(tuple(lo), tuple(hi))
+        self.hide(values, self.outside(lo, values.shape))
+
+    def outside(self, lo: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+        """Tell of each voxel of a box whether it is outside."""
+        hi = [a + n for a, n in zip(lo, shape, strict=False)]
+        found: np.ndarray = ~self._roi.mask(tuple(lo), tuple(hi))
+        return found
+
+    def hide(self, values: np.ndarray, outside: np.ndarray) -> None:
+        """Change voxels that are outside."""
         if self._shift:
             values[outside] >>= self._shift
         else:
@@ -100,6 +108,8 @@ def reading(call: Call, source: Any) -> Mask | None:
             f"attenuation is 1 to 7, of voxels of one byte; got {shift} of {call.array.dtype.name}"
         )
     roi = _roi(call)
+    if roi is not None and call.number("scale", 0):
+        raise InvalidError("an ROI masks full detail only: 'roi' goes with scale 0")
     return None if roi is None else Mask(roi, source.fill, source.block_shape, shift)
 
 
@@ -115,7 +125,7 @@ def _roi(call: Call) -> Any:
     if not name:
         return None
     site = call.site
-    repo = site.find_node(uuid) if comma else call.repo
+    repo = site.find_for(call, uuid) if comma else call.repo
     if comma:
         site.access.check_version(call, repo)
     roi, _ = site.find_array(repo, name)
@@ -123,4 +133,4 @@ def _roi(call: Call) -> Any:
         raise NotFoundError(f"data {name!r} is no ROI, but of kind {roi.kind!r}")
     if call.array.numdims != 3:
         raise InvalidError(f"an ROI masks 3-D data; {call.array.name!r} has {call.array.numdims}")
-    return roi
+    return roi.snapshot()  # an answer or a commit in many pieces is of one state of it

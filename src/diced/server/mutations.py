@@ -54,7 +54,7 @@ def _mutations(call: Call) -> Answer:
 
 def _range(call: Call) -> Answer:
     repo = call.node_repo()
-    first, last = (call.site.find_node(call.args[each]) for each in ("first", "last"))
+    first, last = (call.site.find_for(call, call.args[each]) for each in ("first", "last"))
     for each in (first, last):
         call.site.access.check_version(call, each)
     if not repo._id == first._id == last._id:

@@ -20,15 +20,17 @@ from diced.grid import MAX_COORDINATE, MIN_COORDINATE
 from diced.server import blobstore, streams
 from diced.server.answer import Answer, to_json
 from diced.server.api_repos import RESERVED, check_public_name
-from diced.server.call import Call
+from diced.server.call import Call, check_json_size
 from diced.server.fields import NOTE_BYTES
 from diced.server.routes import NONE, Route
 from diced.server.voxels import as_voxels
+from diced.server.wire import check_block
 from diced.spec import DTYPES, MAX_CHANNELS
 
 VERSION = 1  # of these requests
 HEAD = struct.Struct("<I")  # bytes of JSON at the beginning of a batch
 MAX_BOXES = 65536
+HEAD_BYTES = 2**24  # of JSON at the beginning of a batch
 BATCH_BYTES = 2**30 + 2**24
 
 
@@ -136,8 +138,12 @@ def _batch(call: Call) -> None:
     if len(body) < HEAD.size or len(body) - HEAD.size < HEAD.unpack_from(body)[0]:
         raise InvalidError("the body is cut off in its description")
     at = HEAD.size + HEAD.unpack_from(body)[0]
+    if at > HEAD_BYTES:
+        raise InvalidError(f"a batch is described by at most {HEAD_BYTES} bytes; got {at}")
+    head = bytes(body[HEAD.size : at])
+    check_json_size(head)
     try:
-        given = json.loads(bytes(body[HEAD.size : at]))
+        given = json.loads(head)
         operation = given.get("operation") or "write"
         todo = [tuple(slice(*map(whole, axis)) for axis in index) for index in given["indices"]]
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -197,6 +203,8 @@ def _create(call: Call) -> Any:
     for key, value in options.items():
         if not OPTIONS.get(key, _never)(value):
             raise InvalidError(f"there is no option {key!r:.80}, or it is not {value!r:.80}")
+    shape = options.get("block_shape")
+    check_block(shape if isinstance(shape, list) else ())
     kind, attrs = given.get("kind"), given.get("attrs", {})
     if not isinstance(kind, str) or not isinstance(attrs, dict) or any(map(_is_dvids, attrs)):
         raise InvalidError("'kind' is text, and 'attrs' a JSON object without names of DVID's")

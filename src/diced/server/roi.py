@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +20,7 @@ from diced.server.datatype import ATTRS, DVID_TYPES, DataType, Settings
 from diced.server.routes import READ, Route
 
 BODY_BYTES = 2**29  # of spans and points, as JSON
+SLAB = 2**23  # voxels of a mask that are made at a time
 PIECE = 2**16  # spans or points that are written at a time
 PARSED = 2**20  # bytes of JSON that are parsed at a time
 BATCH = 8
@@ -104,10 +107,29 @@ def _mask(call: Call) -> Answer:
     offset = wire.point(call.args["offset"], 3)
     wire.check_bytes(shape, 1)
     box = wire.box(offset, shape)
-    mask = call.array.mask([each.start for each in box], [each.stop for each in box])
+    lo, hi = [each.start for each in box], [each.stop for each in box]
+    array = call.array.snapshot()
     if call.query.get("compression", "").lower() == "lz4":
-        return Answer(lz4_compress(mask), OCTETS)
-    return Answer(memoryview(mask).cast("B"), OCTETS)
+        return Answer(lz4_compress(array.mask(lo, hi)), OCTETS)
+
+    pieces = (memoryview(array.mask(*each)).cast("B") for each in _slabs(lo, hi))
+    if math.prod(shape) <= SLAB:
+        return Answer(next(pieces), OCTETS)
+    return Answer(pieces, OCTETS, length=math.prod(shape))
+
+
+def _slabs(lo: list[int], hi: list[int]) -> Iterator[tuple[list[int], list[int]]]:
+    """Cut a box into few that follow each other in memory, of at most `SLAB` voxels."""
+    sizes = [b - a for a, b in zip(lo, hi, strict=True)]
+    axis = 0
+    while axis < 2 and math.prod(sizes[axis + 1 :]) > SLAB:
+        axis += 1
+    step = max(1, SLAB // math.prod(sizes[axis + 1 :]))
+    for outer in itertools.product(*map(range, lo[:axis], hi[:axis])):
+        for begin in range(lo[axis], hi[axis], step):
+            end = min(begin + step, hi[axis])
+            beyond = [each + 1 for each in outer]
+            yield [*outer, begin, *lo[axis + 1 :]], [*beyond, end, *hi[axis + 1 :]]
 
 
 def _points(call: Call) -> Answer:

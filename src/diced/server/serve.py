@@ -146,8 +146,9 @@ def make_server(app: App, told: Callable[[], None] | None = None) -> uvicorn.Ser
             server.should_exit = True
 
     config = uvicorn.Config(
-        app, http=bounded(options.head_seconds, options.idle_seconds), lifespan="on", ws="none",
-        access_log=False, log_config=None, server_header=False, backlog=2048,
+        app, http=bounded(options.head_seconds, options.idle_seconds, options.request_seconds),
+        lifespan="on", ws="none", access_log=False, log_config=None, server_header=False,
+        backlog=2048,
         timeout_keep_alive=max(1, int(options.idle_seconds)),
         timeout_graceful_shutdown=GRACE_SECONDS, callback_notify=look, timeout_notify=1,
     )  # fmt: skip
@@ -195,6 +196,10 @@ def _work(
         server.run(sockets=listeners)
     finally:
         app.close()
+        if app.stuck:  # the interpreter would wait for its threads; what is committed is safe
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(0)
 
 
 def _say(ready: Ready | None, listeners: list[socket.socket]) -> Callable[[], None]:

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from diced import registry
-from diced.errors import DicedException, LockedError, NotFoundError
+from diced.errors import AmbiguousError, DicedException, LockedError, NotFoundError
 from diced.repo import DicedRepo
 from diced.server import (
     api_2014,
@@ -89,9 +89,11 @@ class Site:
         if found is not None:
             route, call.args = found
             if "uuid" in call.args:
-                call.repo = self.find_node(call.args["uuid"])
+                call.repo = self.find_for(call, call.args["uuid"])
         elif len(pieces) >= 3 and pieces[0] == "node":
-            call.repo = self.find_node(pieces[1])
+            call.repo = self.find_for(call, pieces[1])
+            # Before anything is told of what is there, and be it that something is not.
+            self.access.check_version(call, call.repo)
             call.array, call.type = self.find_array(call.repo, pieces[2])
             route = self._instance_route(call, pieces[3:])
         else:
@@ -142,6 +144,15 @@ class Site:
         """Tell whether a call is made by one for whom DVID forgets locks."""
         return call.admin or self.options.mode == "fullwrite"
 
+    def find_for(self, call: Call, spec: str) -> DicedRepo:
+        """Return the repo of a version; of what is ambiguous the names only if all may be seen."""
+        try:
+            return self.find_node(spec)
+        except AmbiguousError:
+            if self.access.open or call.admin:
+                raise
+        raise AmbiguousError(f"more than one UUID matches {spec:.100}")
+
     def find_node(self, spec: str) -> DicedRepo:
         """Return the repo of a version, at it; see `Lookup.find`."""
         return self.lookup.find(spec)
@@ -164,8 +175,8 @@ class Site:
             array = repo.get_array(name)
         except NotFoundError as error:
             raise NotFoundError(f"invalid data instance name {name!r}: {error}") from None
-        if len(self._arrays) >= MAX_KEPT:
-            self._arrays.clear()
+        if len(self._arrays) >= MAX_KEPT or known is not None:
+            self._arrays.clear()  # there may be others of what was deleted
         found = self._arrays[key] = (array, type_of(array))
         return found
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from diced.errors import InvalidError
-from diced.server import imaging, voxels
+from diced.server import imaging, masks, voxels
 from diced.server.answer import OCTETS, Answer
 from diced.server.call import Call
 from diced.server.routes import Route
@@ -24,6 +24,13 @@ def _place(text: str, what: str) -> np.ndarray:
     if len(found) != 3 or not np.isfinite(found).all():
         raise InvalidError(f"{what} is three numbers, x_y_z; got {text!r:.80}")
     return found
+
+
+def _check_size(call: Call, rows: int, columns: int) -> None:
+    """Refuse a picture that is too large before anything is read."""
+    check_bytes((rows, columns), voxels.item_bytes(call.array), voxels.IMAGE_BYTES)
+    if call.args.get("format", "").lower() not in voxels.BARE:
+        imaging.check_pixels(rows, columns)
 
 
 def get_arb(call: Call) -> Answer:
@@ -47,7 +54,7 @@ def get_arb(call: Call) -> Answer:
     if max(lengths) / step >= 2**31:
         raise InvalidError("the plane has more than 2^31 pixels on a side")
     rows, columns = (math.floor(each / step) + 1 for each in lengths)
-    check_bytes((rows, columns), voxels.item_bytes(array), voxels.IMAGE_BYTES)
+    _check_size(call, rows, columns)
     size = np.array(array.voxel_size)
     down, across = (
         each * (step / length) if length else each
@@ -66,7 +73,7 @@ def get_isotropic(call: Call) -> Answer:
     array = voxels.voxel_array(call)
     if not where.flat or len(where.order) != 2:
         return voxels.get_raw(call)
-    check_bytes(where.shape, voxels.item_bytes(array), voxels.IMAGE_BYTES)
+    _check_size(call, *where.sizes[::-1])
     size = array.voxel_size
     finest = min(size[axis] for axis in where.order)
     origin = np.array(where.lo, float)
@@ -76,7 +83,17 @@ def get_isotropic(call: Call) -> Answer:
         # The first pixel begins where the first voxel does.
         origin[axis] += steps[number, axis] / 2 - 0.5
     shape = tuple(where.shape[axis] for axis in where.order)
-    found = voxels.reader(call).plane(origin, steps[0], steps[1], (shape[0], shape[1]))
+    source = voxels.reader(call)
+    mask = masks.reading(call, source)
+    found = source.plane(origin, steps[0], steps[1], (shape[0], shape[1]))
+    if mask is not None:
+        outside = where.to_wire(mask.outside(where.lo, where.shape)).reshape(where.sizes[::-1])
+        # A pixel is outside where the voxel is that it lies in.
+        lines = [
+            np.minimum(((np.arange(n) + 0.5) * steps[number, axis]).astype(np.int64), n - 1)
+            for number, (axis, n) in enumerate(zip(where.order, shape, strict=True))
+        ]
+        mask.hide(found, outside[np.ix_(*lines)])
     return _answer(call, found)
 
 

@@ -279,6 +279,7 @@ def get_raw(call: Call, packing: Packing | None = None) -> Answer:
         if not where.flat and (len(where.sizes) != 3 or form.name != "jpeg"):
             raise InvalidError(f"3-D voxels come as bytes or jpeg; got format {format!r:.60}")
         check_bytes(where.shape, item_bytes(array), IMAGE_BYTES)
+        imaging.check_pixels(math.prod(where.sizes[1:]), where.sizes[0])
         values = next(read_slabs(call, where, IMAGE_BYTES))
         tail = () if array.channels is None else (array.channels,)
         return imaging.answer(values.reshape(-1, where.sizes[0], *tail), form)

@@ -11,11 +11,11 @@ from typing import Any
 
 from diced.errors import BadIndexError, InvalidError
 from diced.grid import MAX_COORDINATE
-from diced.server.answer import Refused
 from diced.server.call import whole
 
 # Most bytes of voxels that one request may ask for or send: DVID's own bound.
 MAX_DATA_BYTES = 3 * 2**30
+MAX_BLOCK = 2**24  # voxels: 256 cubed
 
 
 def flip(values: Sequence[Any]) -> tuple[Any, ...]:
@@ -51,10 +51,21 @@ def check_bytes(shape: Sequence[int], itemsize: int, most: int = MAX_DATA_BYTES)
     """Return the bytes of so many voxels, or refuse if one request may not have them."""
     count = math.prod(shape) * itemsize
     if count > most:
-        raise Refused(
-            400, f"requested payload of {count} bytes exceeds the most, {most} bytes, of a request"
+        raise InvalidError(
+            f"requested payload of {count} bytes exceeds the most, {most} bytes, of a request"
         )
     return count
+
+
+def check_block(shape: Sequence[int]) -> None:
+    """Refuse blocks of so many voxels that to write one of them takes gigabytes.
+
+    Raises
+    ------
+    InvalidError
+    """
+    if math.prod(shape) > MAX_BLOCK:
+        raise InvalidError(f"a block has at most {MAX_BLOCK} voxels; got {tuple(shape)} (ZYX)")
 
 
 def box(offset: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:

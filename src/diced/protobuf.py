@@ -1,4 +1,4 @@
-"""The three protocol-buffer messages of the keyvalue API, encoded and decoded.
+"""The three protocol-buffer messages of DVID's keyvalue API, encoded and decoded.
 
 ::
 
@@ -13,11 +13,12 @@ counts. Decoders trust no length.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from diced.errors import InvalidError
-from diced.server.answer import Buffer
+
+Buffer = bytes | bytearray | memoryview
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 LENGTHS = {FIXED64: 8, FIXED32: 4}
@@ -52,6 +53,19 @@ def key_value_head(key: str, length: int) -> bytes:
     return b"\x0a" + varint(len(head) + length) + head
 
 
+def key_values(pairs: Mapping[str, bytes]) -> bytes:
+    """Return a KeyValues message."""
+    return b"".join(
+        piece for key, value in pairs.items() for piece in (key_value_head(key, len(value)), value)
+    )
+
+
+def keys(names: Iterable[str]) -> bytes:
+    """Return a Keys message."""
+    encoded = [name.encode() for name in names]
+    return b"".join(piece for name in encoded for piece in (b"\x0a", varint(len(name)), name))
+
+
 def read_key_values(data: Buffer) -> Iterator[tuple[str, memoryview]]:
     """Yield (key, value) of a KeyValues message; values are views of `data`.
 
@@ -70,18 +84,20 @@ def read_key_values(data: Buffer) -> Iterator[tuple[str, memoryview]]:
             yield key, value
 
 
-def read_keys(data: Buffer) -> tuple[list[str], list[KeyRange]]:
-    """Return the keys and the ranges of a Keys message.
+def read_keys(data: Buffer, most: int = 2**20) -> tuple[list[str], list[KeyRange]]:
+    """Return the keys and the ranges of a Keys message, at most so many.
 
     Raises
     ------
     InvalidError
     """
-    keys: list[str] = []
+    found: list[str] = []
     ranges: list[KeyRange] = []
     for number, kind, _, part in _fields(memoryview(data), "Keys"):
+        if len(found) + len(ranges) >= most:
+            raise InvalidError(f"at most {most} keys at a time")
         if number == 1:
-            keys.append(_text(_bytes(kind, part, "keys")))
+            found.append(_text(_bytes(kind, part, "keys")))
         elif number == 2:
             key, ends = "", [0, 0]
             for inner, its, value, name in _fields(_bytes(kind, part, "key_ranges"), "KeyRange"):
@@ -92,7 +108,7 @@ def read_keys(data: Buffer) -> tuple[list[str], list[KeyRange]]:
                         raise InvalidError(f"protobuf: the ends of a KeyRange are of type {its}")
                     ends[inner - 2] = value
             ranges.append(KeyRange(key, *ends))
-    return keys, ranges
+    return found, ranges
 
 
 def _fields(data: memoryview, what: str) -> Iterator[Field]:
