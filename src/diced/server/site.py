@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -30,7 +31,9 @@ from diced.server.options import Options
 from diced.server.routes import Route, Table, split
 from diced.store import DicedStore
 
-MAX_KEPT = 4096  # handles by name
+# Arrays by version and name. Each keeps buffers: 0.8 MB after a block of 64 cubed bytes, 20 MB
+# after one of labels, which the arrays of thousands of versions, or of deleted repos, would keep.
+MAX_KEPT = 32
 
 
 class Site:
@@ -175,8 +178,9 @@ class Site:
             array = repo.get_array(name)
         except NotFoundError as error:
             raise NotFoundError(f"invalid data instance name {name!r}: {error}") from None
-        if len(self._arrays) >= MAX_KEPT or known is not None:
-            self._arrays.clear()  # there may be others of what was deleted
+        while len(self._arrays) >= MAX_KEPT:
+            with contextlib.suppress(StopIteration):
+                self._arrays.pop(next(iter(self._arrays)), None)
         found = self._arrays[key] = (array, type_of(array))
         return found
 

@@ -65,7 +65,10 @@ def check_block(shape: Sequence[int]) -> None:
     InvalidError
     """
     if math.prod(shape) > MAX_BLOCK:
-        raise InvalidError(f"a block has at most {MAX_BLOCK} voxels; got {tuple(shape)} (ZYX)")
+        raise InvalidError(
+            f"blocks of shape {tuple(shape)} (ZYX) have {math.prod(shape)} voxels, and no fewer"
+            f" bytes; at most {MAX_BLOCK} voxels"
+        )
 
 
 def box(offset: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
