@@ -19,9 +19,12 @@ from diced import (
     EngineError,
     LocationError,
     NoSpaceError,
+    NotFoundError,
     fsck,
     registry,
+    storefile,
 )
+from diced.engine import open_engine
 from diced.engine.local import LocalEngine
 
 DATA = np.arange(20 * 20, dtype=np.uint16).reshape(20, 20)
@@ -155,6 +158,22 @@ def try_again(operation, repo):
         repo["b"][0:9] = 3  # the creation had been acknowledged, the write not
     else:
         operation(repo)
+
+
+def test_a_store_that_another_process_makes_meanwhile(tmp_path, monkeypatch):
+    with open_engine(str(tmp_path)) as engine:
+        uuid = storefile.open_store(engine, True)
+        get, asked = engine.get, []
+
+        def late(key, *more):
+            asked.append(key)
+            if len(asked) == 1:
+                raise NotFoundError(key)
+            return get(key, *more)
+
+        monkeypatch.setattr(engine, "get", late)
+        assert storefile.open_store(engine, True) == uuid
+        assert len(asked) == 2
 
 
 def test_places_that_cannot_be_opened(tmp_path):

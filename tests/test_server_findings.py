@@ -13,6 +13,9 @@ import pytest
 from served import served
 from serving import serving
 
+from diced import protobuf
+from diced.errors import InvalidError
+from diced.server.datatype import find_type
 from diced.server.routes import Route
 
 GROWTH = 64 * 2**20
@@ -72,7 +75,6 @@ def numbered(count):
         ("POST", "gray/extents", b'{"a":[' + b"0.5," * 3_000_000 + b"1]}"),
         ("POST", "graph/subgraph", numbered(6_000_000)),
         ("GET", "kv/keyvalues?json=true", b"[" + b'"",' * 10_000_000 + b'""]'),
-        ("GET", "kv/keyvalues", b"\x0a\x00" * 16_000_000),
         (
             "POST", "gray/diced/batch",
             struct.pack("<I", 9_000_003) + b"[" + b"[]," * 3_000_000 + b"0]",
@@ -87,6 +89,12 @@ def test_bodies_of_very_many_values_are_refused_and_cost_little(outside, method,
     status, said = outside.ask(method, f"node/{outside.uuid}/{path}", body)
     assert 400 <= status < 500, said
     assert outside.memory("VmHWM") - before < GROWTH + len(body)
+
+
+def test_a_message_of_very_many_keys_is_refused_as_soon_as_there_are_too_many():
+    with pytest.raises(InvalidError, match="at most 8"):
+        protobuf.read_keys(b"\x0a\x00" * 9 + b"damaged", 8)
+    assert protobuf.read_keys(b"\x0a\x00" * 8, 8) == ([""] * 8, [])
 
 
 def test_a_mask_is_sent_in_pieces_and_a_picture_refused_before_it_is_read(outside):
@@ -341,3 +349,31 @@ def test_commands_from_a_page_are_refused_before_their_body_comes(server):
             "Content-Length: 200000000\r\n\r\n".encode()
         )
         assert sock.recv(12) == b"HTTP/1.1 403"
+
+
+def test_long_commands_leave_threads_for_others(server, monkeypatch):
+    """As many commands as there are threads for requests: a read beside them is answered."""
+    uuid = server.repo()
+    server.instance(uuid, "uint8blk", "gray")
+    begun, end = threading.Semaphore(0), threading.Event()
+
+    def wait(site, array, words, settings, stdin):
+        begun.release()
+        end.wait(30)
+        return "done"
+
+    kind = type(find_type("uint8blk"))
+    monkeypatch.setattr(kind, "commands", property(lambda self: {"wait": wait}))
+    path, body = f"node/{uuid}/gray/command", {"words": ["wait"]}
+    threads = [threading.Thread(target=server.post, args=(path, body)) for _ in range(6)]
+    for each in threads:
+        each.start()
+    try:
+        for _ in range(4):
+            assert begun.acquire(timeout=30)
+        assert server.get(f"node/{uuid}/gray/raw/0_1_2/8_8_8/0_0_0").body == bytes(512)
+        assert not end.is_set()
+    finally:
+        end.set()
+        for each in threads:
+            each.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from diced import jsontext, keys, log
@@ -40,6 +41,9 @@ def _found(engine: Engine, create: bool) -> bytes:
     """Make a store where there is none; return its file."""
     listed = engine.list("")
     first = next((key for key in listed if not key.startswith(keys.BESIDE)), None)
+    if first is not None:
+        with contextlib.suppress(NotFoundError):
+            return engine.get(keys.STORE_FILE)  # another process made it since it was asked for
     if first is not None and first.split("/")[0] in ("r", keys.STORE_HOME):
         raise LocationError(f"{engine.url} lost its {keys.STORE_FILE}; restore it")
     if not create:

@@ -26,7 +26,9 @@ def _note(call: Call) -> Any:
 
 
 def _log(call: Call) -> Any:
-    return {"log": call.node_repo().log}
+    repo = call.node_repo()
+    public = call.site.access.visible(call, repo) == "public"
+    return {"log": [] if public else repo.log}
 
 
 def _edit(call: Call, new: dict[str, Any], lines: list[str], operation: str) -> None:

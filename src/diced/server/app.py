@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import gzip
 import logging
-import math
 import os
 import threading
 import time
@@ -40,6 +39,7 @@ LOG = logging.getLogger("diced.server")
 ACCESS_LOG = logging.getLogger("diced.access")
 
 ZIPPED = frozenset((JSON, TEXT, HTML, "text/css", "text/javascript"))
+SLOW_THREADS = 4
 ZIP_BYTES = 1024  # shorter answers are not worth it
 # How much larger than its gzip a body may be that has no length of its own: JSON shrinks to a
 # tenth, but nothing except a bomb to a hundredth.
@@ -69,6 +69,8 @@ class App:
         self.stuck = False  # closed, and yet something goes on
         self._pages: Any = None
         self._threads: ThreadPoolExecutor = None  # type: ignore[assignment]
+        # Commands over whole volumes, which must not keep all others waiting.
+        self._slow = ThreadPoolExecutor(SLOW_THREADS, "diced-slow")
 
     # -- life ------------------------------------------------------------------------------
 
@@ -87,11 +89,16 @@ class App:
         """Close the store, once what is being worked at is done."""
         if self.site is not None and not self._closed:
             self._closed = True
-            self._threads.shutdown(wait=False, cancel_futures=True)
-            rest = threading.Thread(target=self._threads.shutdown, daemon=True)
-            rest.start()
-            rest.join(END_SECONDS)
-            self.stuck = rest.is_alive()
+            pools = (self._threads, self._slow)
+            for each in pools:
+                each.shutdown(wait=False, cancel_futures=True)
+            rest = [threading.Thread(target=each.shutdown, daemon=True) for each in pools]
+            for thread in rest:
+                thread.start()
+            deadline = time.monotonic() + END_SECONDS
+            for thread in rest:
+                thread.join(max(0.0, deadline - time.monotonic()))
+            self.stuck = any(thread.is_alive() for thread in rest)
             if self.stuck:
                 LOG.error("a request is still worked at; it is given up")
             else:
@@ -200,8 +207,7 @@ class App:
             call.body = spool.buffer()
         if route.light and site.inline and len(call.body) <= 2**16:
             return self._run(call, route)
-        seconds = None if route.slow else self.options.request_seconds
-        found: Answer = await self._hop(self._run, call, route, seconds=seconds)
+        found: Answer = await self._hop(self._run, call, route, slow=route.slow)
         return found
 
     async def _both(self, call: Call) -> Answer:
@@ -222,20 +228,16 @@ class App:
         _zip(answer, call.headers)
         return answer
 
-    async def _hop(
-        self, function: Callable[..., Any], *args: Any, seconds: float | None = math.inf
-    ) -> Any:
-        """Run a function on a worker thread; `seconds` None waits for ever."""
-        loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._threads, function, *args)
-        seconds = self.options.request_seconds if seconds == math.inf else seconds
+    async def _hop(self, function: Callable[..., Any], *args: Any, slow: bool = False) -> Any:
+        """Run a function on a worker thread; what is slow may take as long as it takes."""
+        threads = self._slow if slow else self._threads
+        future = asyncio.get_running_loop().run_in_executor(threads, function, *args)
+        seconds = None if slow else self.options.request_seconds
         try:
             return await asyncio.wait_for(future, seconds)
         except TimeoutError:
             raise Refused(
-                503,
-                f"not done in {seconds:g} seconds\n",
-                {"Retry-After": "10"},
+                503, f"not done in {seconds:g} seconds\n", {"Retry-After": "10"}
             ) from None
 
     def _refusal(self, path: str, error: Exception) -> Answer:
