@@ -18,6 +18,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 pytest.register_assert_rewrite("engine_contract")
 
 
+# These take minutes: begun last, one process would be at work long after the others are done.
+LONG = ("test_schedules", "test_stateful", "test_linear", "test_crash")
+
+
+def pytest_collection_modifyitems(items):
+    """Put long modules first; ``--no-loadscope-reorder`` keeps them there."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real data beside the checkout; only the tests that ask for it are skipped without."""
