@@ -377,3 +377,11 @@ def test_long_commands_leave_threads_for_others(server, monkeypatch):
         end.set()
         for each in threads:
             each.join()
+
+
+def test_planes_through_too_many_blocks_are_refused(server):
+    uuid = server.repo()
+    server.instance(uuid, "uint32blk", "a")
+    path = f"node/{uuid}/a/arb/64_64_64/2147483647_0_0/-5_-6_-7"
+    assert "crosses more blocks" in server.refused("GET", f"{path}/111")
+    assert "resolution" in server.refused("GET", f"{path}/1_1_1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,19 @@ def _check_size(call: Call, rows: int, columns: int) -> None:
         imaging.check_pixels(rows, columns)
 
 
+# Most blocks that a plane of one request may cross; each costs microseconds even if it is absent.
+PLANE_BLOCKS = 2**18
+
+
+def _check_blocks(array: Any, down: np.ndarray, across: np.ndarray, pixels: int) -> None:
+    """Refuse a plane, given by its sides in voxels, that crosses too many blocks."""
+    sides = [float(np.max(np.abs(each) / array.block_shape)) + 1 for each in (down, across)]
+    if min(sides[0] * sides[1], pixels) > PLANE_BLOCKS:
+        raise InvalidError(
+            f"the plane crosses more blocks than the {PLANE_BLOCKS} that one request may"
+        )
+
+
 def get_arb(call: Call) -> Answer:
     """Answer ``GET arb/<top left>/<top right>/<bottom left>/<resolution>[/<format>]``."""
     array = voxels.voxel_array(call)
@@ -42,7 +56,7 @@ def get_arb(call: Call) -> Answer:
     across = _place(call.args["topright"], "top right") - corner
     down = _place(call.args["bottomleft"], "bottom left") - corner
     try:
-        step = float(call.args["resolution"])
+        step = float(call.args["resolution"].replace("_", "?"))
     except ValueError:
         step = math.nan
     if not (math.isfinite(step) and step > 0):
@@ -56,6 +70,7 @@ def get_arb(call: Call) -> Answer:
     rows, columns = (math.floor(each / step) + 1 for each in lengths)
     _check_size(call, rows, columns)
     size = np.array(array.voxel_size)
+    _check_blocks(array, down / size, across / size, rows * columns)
     down, across = (
         each * (step / length) if length else each
         for each, length in zip((down, across), lengths, strict=True)
