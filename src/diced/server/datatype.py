@@ -139,7 +139,7 @@ class DataType:
 
         ``attrs={"dvid": self.attributes(settings)}`` keeps what is said for all types.
         """
-        raise NotImplementedError
+        raise UnsupportedError(f"instances of {self.name!r} are not made by requests")
 
     def extended(self, array: Any) -> dict[str, Any]:
         """Return ``Extended`` of the instance's JSON."""
