@@ -5,7 +5,10 @@ import os
 
 
 class FlakyOs:
-    """The calls of `os`, of which the k-th (counted from 0) goes wrong in a chosen way."""
+    """The calls of `os`, of which one goes wrong in a chosen way.
+
+    `fail_at` is its number, counted from 0, or a name: the first call of that name.
+    """
 
     COUNTED = (
         *("open", "close", "write", "pwritev", "pread", "preadv", "fsync", "fdatasync"),
@@ -24,9 +27,11 @@ class FlakyOs:
             return real
 
         def call(*args, **kwargs):
-            index = len(self.calls)
+            chosen = len(self.calls) == self.fail_at or (
+                name == self.fail_at and name not in self.calls
+            )
             self.calls.append(name)
-            if index != self.fail_at:
+            if not chosen:
                 return real(*args, **kwargs)
             if self.short:
                 return getattr(self, f"_short_{name}", real)(*args, **kwargs)
