@@ -60,6 +60,7 @@ LEVELS: dict[str, float] = {
     "moment": 3.9,
     "compose": 3.93,
     "proposal": 3.93,
+    "inbox": 3.94,
     "combine": 3.95,
     "commit": 3.95,
     "versioned": 4.0,

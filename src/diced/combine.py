@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING
 
 from diced import keys, log, pool
 from diced.compose import compose
-from diced.errors import CorruptError, DicedException, NotFoundError
+from diced.errors import DicedException
+from diced.inbox import Inbox
 from diced.log import Reads, Record
-from diced.proposal import MOST_KEYS, REFUSED, Joint, Part, joined, parts_of, proposal
+from diced.proposal import MOST_KEYS, REFUSED, Joint, Part, joined, proposal
 from diced.segment import sync_all
 from diced.state import Prepare, State, Touched, hits
 from diced.tidy import delete_later
@@ -35,7 +36,6 @@ from diced.tidy import delete_later
 if TYPE_CHECKING:
     from diced.versioned import Lane
 
-MOST_PROPOSALS = 256  # looked at in one round
 # A proposal that was based on a state so many records ago is refused.
 EXPIRY = 512
 # Outcomes that a lane remembers, so that nobody's commit is taken twice.
@@ -81,11 +81,10 @@ class Combiner:
         self._contended = float("-inf")  # until when
         self._crowd = 1  # proposals in the last combined record, one's own included
         self._request = 0.02  # seconds, a running mean
-        self._proposals: dict[str, list[Part]] = {}  # what was gathered before, by key
+        self._inbox = Inbox(lane, self._outcomes)
         self._asked: dict[str, tuple[float, Reads]] = {}  # until when, and for what
         self._puts: list[float] = []  # when the newest records were, since the last look around
         self._stamps: list[float] = []  # seconds of the day when the newest records were made
-        self._decided: set[str] = set()  # keys of proposals that need no one any more
         self.renew_lock()
 
     def renew_lock(self) -> None:
@@ -261,8 +260,7 @@ class Combiner:
         self._puts = [*self._puts[1 - LOOK :], time.monotonic()]
         quick = self._puts[-1] - self._puts[0] < LOOK * BUSY * self._request
         if len(self._puts) == LOOK and quick:
-            prefix = keys.proposals(self._lane.log.prefix)
-            if next(iter(self._lane.home.engine.list(prefix)), None) is not None:
+            if next(self._inbox.names(), None) is not None:
                 self._contended = time.monotonic() + CONTENDED
             self._puts = []
 
@@ -444,7 +442,7 @@ class Combiner:
             if what == 0:
                 claimed.append(engine.put_fresh(claim, stamp, stamp))
             elif what == 1:
-                found.append(list(engine.list(keys.proposals(lane.log.prefix))))
+                found.append(list(self._inbox.names()))
             else:
                 lane.probe(number)
 
@@ -457,10 +455,7 @@ class Combiner:
             return state.number
         void: list[str] = []
         gathered = int(bool(mine))
-        for key in found[0]:
-            if self._outcome_of(key) is not None:
-                self._tidy(key)
-        for parts in self._load([key for key in found[0] if key != own]):
+        for parts in self._inbox.open(found[0], own):
             # What does not fit now is found outdated, or not, by the next one that gathers.
             gathered += any(
                 [
@@ -474,9 +469,7 @@ class Combiner:
         if mine and gathered == 1 and not void:
             self._contended = float("-inf")  # nobody else is here any more
         won = self._put(state, *self._joined(state, live.parts, void, gathered), mine)
-        self._proposals = {
-            key: each for key, each in self._proposals.items() if self._outcome_of(key) is None
-        }
+        self._inbox.forget()
         if won and gathered >= CROWD:
             self._serve_later()
         return max(number + 1, lane.known().number)  # lost or won, the next one is there
@@ -519,32 +512,3 @@ class Combiner:
             void.append(part.txid)
             return False
         return True
-
-    def _outcome_of(self, key: str) -> int | None:
-        """Return what became of a proposal, which is called after the first commit in it."""
-        return self._outcomes.get(key.rsplit("/", 1)[1])
-
-    def _load(self, names: list[str]) -> list[list[Part]]:
-        """Read undecided proposals that were not read before; those that are gone are forgotten."""
-        names = [key for key in names if self._outcome_of(key) is None]
-        known = self._proposals
-        self._proposals = {key: known[key] for key in names if key in known}
-        fresh = [key for key in names if key not in known][:MOST_PROPOSALS]
-        for key, parts in zip(fresh, pool.map_ordered(self._read, fresh, pool.LIMIT), strict=True):
-            if parts:
-                self._proposals[key] = parts
-        return list(self._proposals.values())
-
-    def _read(self, key: str) -> list[Part]:
-        try:
-            return list(parts_of(self._lane.home.engine.get(key), key))
-        except (NotFoundError, CorruptError):
-            return []  # its writer is done with it; or nobody can be, and it stays
-
-    def _tidy(self, key: str) -> None:
-        """Remove the proposal of a writer that died, seen decided twice: the living do it."""
-        if key in self._decided:
-            self._decided.discard(key)
-            delete_later(self._lane.home.engine, key)
-        elif len(self._decided) < MOST_PROPOSALS:
-            self._decided.add(key)
