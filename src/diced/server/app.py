@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import itertools
 import logging
 import os
 import threading
@@ -223,8 +224,9 @@ class App:
             with actor.acting(call.user):
                 answer = as_answer(route.run(call))
             if not isinstance(answer.body, Buffer):
-                answer.body = _holding(answer.body, stack.pop_all())
-                next(answer.body)
+                # The first piece is made here: what is wrong with it can still be told.
+                pieces = _holding(answer.body, stack.pop_all())
+                answer.body = itertools.chain((next(pieces, b""),), pieces)
         _zip(answer, call.headers)
         return answer
 
@@ -284,10 +286,12 @@ class App:
         pieces: Iterator[Buffer] = body
         # All of the request was read, so this can only tell that the client went away.
         gone = None if receive is None else asyncio.ensure_future(_departure(receive))
+        coming = asyncio.ensure_future(self._hop(next, pieces, None))
         try:
-            while (piece := await self._hop(next, pieces, None)) is not None:
+            while (piece := await coming) is not None:
                 if gone is not None and gone.done():
                     raise bodies.Gone
+                coming = asyncio.ensure_future(self._hop(next, pieces, None))  # while this is sent
                 total += len(memoryview(piece).cast("B"))
                 message = {"type": "http.response.body", "body": piece, "more_body": True}
                 # A client that takes nothing is not waited for without end.
@@ -298,6 +302,10 @@ class App:
         finally:
             if gone is not None:
                 gone.cancel()
+            if not coming.done():
+                await asyncio.wait((coming,))
+            if not coming.cancelled():
+                coming.exception()  # seen: nobody is told of what nobody waits for
         await send({"type": "http.response.body", "body": b""})
         return total
 
@@ -324,9 +332,8 @@ async def _departure(receive: Receive) -> None:
 
 
 def _holding(pieces: Iterator[Buffer], held: contextlib.ExitStack) -> Iterator[Buffer]:
-    """Yield nothing once, then the pieces; what is held is let go after the last, or without it."""
+    """Yield the pieces; what is held is let go after the last, or without it."""
     with held:
-        yield b""
         yield from pieces
 
 

@@ -25,7 +25,9 @@ from diced.server.routes import Route
 from diced.server.wire import box as box_of
 from diced.server.wire import check_bytes, flip, numbers, point, size
 
-# A larger answer is made and sent in pieces of at most half of this.
+# A larger answer is made and sent in pieces of at most half of this. Smaller pieces, each made
+# while the one before is sent, were slower (256^3 voxels 10.2 ms instead of 9.8: two processors are
+# busy with copying anyway), and what is damaged could no longer be answered by a message.
 SLAB_BYTES = 64 * 2**20
 # Sides of the cubes by which axes are turned round.
 TURN = 64
