@@ -11,13 +11,13 @@ import sys
 import threading
 import time
 
-import numpy as np
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from fake_dvid import serving
+from fake_dvid_case import fake, ramp, repo, store  # noqa: F401
 
 import diced
 from diced import (
@@ -36,28 +36,6 @@ from diced import (
     UnsupportedError,
 )
 from diced.remote import address, failures, http
-
-
-@pytest.fixture
-def fake():
-    with serving() as running:
-        yield running
-
-
-@pytest.fixture
-def store(fake):
-    with DicedStore(fake.url, patience=20.0) as store:
-        yield store
-
-
-@pytest.fixture
-def repo(store):
-    return store.create_repo("r")
-
-
-def ramp(shape, dtype=np.uint8):
-    return np.random.default_rng(7).integers(1, 250, shape).astype(dtype)
-
 
 # -- addresses -----------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ import threading
 import dask.array
 import numpy as np
 import pytest
-from fake_dvid import serving
+from fake_dvid_case import fake, ramp, repo, store  # noqa: F401
 
 import diced
 from diced import (
@@ -15,28 +15,6 @@ from diced import (
     UnsupportedError,
 )
 from diced.remote import voxels
-
-
-@pytest.fixture
-def fake():
-    with serving() as running:
-        yield running
-
-
-@pytest.fixture
-def store(fake):
-    with DicedStore(fake.url, patience=20.0) as store:
-        yield store
-
-
-@pytest.fixture
-def repo(store):
-    return store.create_repo("r")
-
-
-def ramp(shape, dtype=np.uint8):
-    return np.random.default_rng(7).integers(1, 250, shape).astype(dtype)
-
 
 # -- a strict server -----------------------------------------------------------------------
 

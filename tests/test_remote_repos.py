@@ -1,8 +1,7 @@
 """Repos, versions and files at a server as strict as Janelia's."""
 
-import numpy as np
 import pytest
-from fake_dvid import serving
+from fake_dvid_case import fake, ramp, repo, store  # noqa: F401
 
 from diced import (
     AlreadyExistsError,
@@ -15,28 +14,6 @@ from diced import (
     ReadOnlyError,
     UnsupportedError,
 )
-
-
-@pytest.fixture
-def fake():
-    with serving() as running:
-        yield running
-
-
-@pytest.fixture
-def store(fake):
-    with DicedStore(fake.url, patience=20.0) as store:
-        yield store
-
-
-@pytest.fixture
-def repo(store):
-    return store.create_repo("r")
-
-
-def ramp(shape, dtype=np.uint8):
-    return np.random.default_rng(7).integers(1, 250, shape).astype(dtype)
-
 
 # -- repos ---------------------------------------------------------------------------------
 
