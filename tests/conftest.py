@@ -97,6 +97,21 @@ def gcs(gcs_server, monkeypatch):
 
 
 @pytest.fixture
+def store():
+    """An empty store in memory."""
+    from diced import DicedStore
+
+    with DicedStore("memory://") as store:
+        yield store
+
+
+@pytest.fixture
+def repo(store):
+    """An empty repo of that store."""
+    return store.create_repo("r")
+
+
+@pytest.fixture
 def server():
     """A server over an empty store in memory; see `serving.Serving`."""
     from serving import serving

@@ -1,6 +1,7 @@
-"""What tests of pyramids share: a box of noise, and what its levels should be."""
+"""What tests of pyramids share: an array of noise, and what its levels should be."""
 
 import numpy as np
+import pytest
 
 from diced.downsample import reduce
 
@@ -12,6 +13,13 @@ WHOLE = tuple(slice(a, b) for a, b in zip(LO, HI, strict=True))
 def noise(seed, dtype=np.uint8, shape=None):
     shape = shape or tuple(b - a for a, b in zip(LO, HI, strict=True))
     return np.random.default_rng(seed).integers(0, 250, shape).astype(dtype)
+
+
+@pytest.fixture
+def em(repo):
+    em = repo.create_array("em", "uint8", block_shape=BLOCK, voxel_size=(40, 8, 8))
+    em[WHOLE] = noise(0)
+    return em
 
 
 def expected(values, level, factors=(2, 2, 2), method="mean", channels=None):

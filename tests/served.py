@@ -47,6 +47,15 @@ class Served:
         """Create a repo; return its UUID."""
         return json.loads(self.post("repos", {"alias": "test"}))["root"]
 
+    def furnish(self):
+        """Make a repo, its `uuid` kept, with an instance of five types and a block of zeros."""
+        self.uuid = self.repo()
+        for kind, name in (("uint8blk", "gray"), ("labelblk", "seg"), ("keyvalue", "kv"),
+                           ("roi", "mask"), ("labelgraph", "graph")):  # fmt: skip
+            self.post(f"repo/{self.uuid}/instance", {"typename": kind, "dataname": name})
+        self.post(f"node/{self.uuid}/gray/raw/0_1_2/64_64_64/0_0_0", bytes(64**3))
+        self.get("openapi.json")
+
     def stop(self, number=signal.SIGTERM):
         """Tell it to end; return its exit code and what it wrote to standard error."""
         self.process.send_signal(number)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from diced import (
     BadIndexError,
     DicedArray,
     DicedRepo,
-    DicedStore,
     InvalidError,
     NotFoundError,
     UnsupportedError,
@@ -23,12 +21,6 @@ from diced import (
 
 LOW, HIGH = -(2**31), 2**31 - 1
 DTYPES = [each.name for each in ArrayDtype]
-
-
-@pytest.fixture
-def repo() -> Iterator[DicedRepo]:
-    with DicedStore("memory://") as store:
-        yield store.create_repo("r")
 
 
 # A cube of coordinates -4..12 on each axis, in blocks of (4, 8, 5): extents -4:12, -8:16, -5:15.

@@ -3,24 +3,12 @@
 import numpy as np
 import pytest
 
-from diced import DicedStore
 from diced.downsample import reduce
 from diced.errors import BadIndexError, InvalidError, ReadOnlyError
 from diced.pyramid import Stored
 from diced.tilemaker import plane_of
 
 BLOCK = (8, 8, 8)
-
-
-@pytest.fixture
-def store():
-    with DicedStore("memory://") as store:
-        yield store
-
-
-@pytest.fixture
-def repo(store):
-    return store.create_repo("derived", "")
 
 
 # -- what a level is of the level below --------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from diced import DicedArray, DicedRepo, DicedStore
+from diced import DicedArray, DicedRepo
 from diced.errors import (
     AlreadyExistsError,
     CorruptError,
@@ -26,12 +25,6 @@ from diced.ingest import ingest, open_source
 LO, HI = (-5, 3, 100), (16, 22, 117)
 BOX = tuple(slice(a, b) for a, b in zip(LO, HI, strict=True))
 SHAPE = tuple(b - a for a, b in zip(LO, HI, strict=True))
-
-
-@pytest.fixture
-def repo() -> Iterator[DicedRepo]:
-    with DicedStore("memory://") as store:
-        yield store.create_repo("r")
 
 
 def filled(repo: DicedRepo, dtype: str = "uint8", channels: int | None = None) -> DicedArray:

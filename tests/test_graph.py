@@ -11,17 +11,6 @@ from diced.errors import InvalidError, LockedError, NotFoundError
 LARGE = 2**64 - 1
 
 
-def new_repo(location=None):
-    store = diced.DicedStore(location or f"memory://{secrets.token_hex(8)}")
-    store.create_repo("r")
-    return store.open_repo("r")
-
-
-@pytest.fixture
-def repo():
-    return new_repo()
-
-
 @pytest.fixture
 def graph(repo):
     return repo.create_array("g", kind="labelgraph")
@@ -161,7 +150,7 @@ def test_transactions_are_refused_where_another_came_first(graph):
 
 
 def test_concurrent_additions_are_all_counted(tmp_path):
-    repo = new_repo(str(tmp_path / "s"))
+    repo = diced.DicedStore(tmp_path / "s").create_repo("r")
     repo.create_array("g", kind="labelgraph")
     stores = [diced.DicedStore(str(tmp_path / "s")) for _ in range(3)]
     graphs = [store.open_repo("r")["g"] for store in stores]
@@ -204,7 +193,7 @@ def test_one_call_is_one_commit(repo, graph):
 def test_what_is_stored_is_sound(tmp_path):
     from diced.fsck import check
 
-    repo = new_repo(str(tmp_path / "s"))
+    repo = diced.DicedStore(tmp_path / "s").create_repo("r")
     graph = repo.create_array("g", kind="labelgraph")
     graph.put({1: 1, 2: 2}, {(1, 2): 3})
     graph.set_property(1, "k", secrets.token_bytes(4000))

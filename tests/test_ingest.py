@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,6 @@ from diced.ingest import ingest, open_source
 
 BLOCK = (8, 8, 8)
 SHAPE = (21, 19, 17)
-
-
-@pytest.fixture
-def repo() -> Iterator[DicedRepo]:
-    with DicedStore("memory://") as store:
-        yield store.create_repo("r")
 
 
 def volume(shape: tuple[int, ...] = SHAPE, dtype: Any = np.uint8, seed: int = 0) -> np.ndarray:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from diced import DicedStore, roi
+from diced import roi
 from diced.elements import EDGE, VERTEX
 from diced.errors import CorruptError
 from diced.fsck import check
@@ -19,12 +17,6 @@ from diced.values import store_value
 
 ONE = struct.pack("<d", 1.0)
 HEAD = struct.pack("<q6i", 1, 0, 0, 0, 0, 0, 0)
-
-
-@pytest.fixture
-def repo() -> Iterator[Any]:
-    with DicedStore(f"memory://{secrets.token_hex(8)}", durability="process") as store:
-        yield store.create_repo("r")
 
 
 def put(array: Any, space: int, values: dict[bytes, bytes | None], as_frames: bool = False) -> None:

@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
-from scaling import BLOCK, HI, LO, WHOLE, assert_levels, box, expected, full, is_complete, noise
+from scaling import BLOCK, HI, LO, WHOLE, assert_levels, box, em, expected, full, is_complete, noise  # noqa: F401
 
 from diced import DicedStore
 from diced.downsample import reduce
@@ -14,24 +14,6 @@ from diced.rebuild import rebuild
 from diced.usage import usage
 
 LEFT = {"unreferenced", "orphan-segment"}  # bytes of segments that arrays share
-
-
-@pytest.fixture
-def store():
-    with DicedStore("memory://") as store:
-        yield store
-
-
-@pytest.fixture
-def repo(store):
-    return store.create_repo("pyramids", "")
-
-
-@pytest.fixture
-def em(repo):
-    em = repo.create_array("em", "uint8", block_shape=BLOCK, voxel_size=(40, 8, 8))
-    em[WHOLE] = noise(0)
-    return em
 
 
 # -- reading -------------------------------------------------------------------------------

@@ -11,32 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scaling import BLOCK, HI, LO, WHOLE, assert_levels, box, expected, is_complete, noise
+from scaling import BLOCK, HI, LO, WHOLE, assert_levels, box, em, expected, is_complete, noise  # noqa: F401
 
 from diced import DicedStore
 from diced.errors import ReadOnlyError
 from diced.fsck import check
 from diced.levels import Levels
 from diced.usage import usage
-
-
-@pytest.fixture
-def store():
-    with DicedStore("memory://") as store:
-        yield store
-
-
-@pytest.fixture
-def repo(store):
-    return store.create_repo("pyramids", "")
-
-
-@pytest.fixture
-def em(repo):
-    em = repo.create_array("em", "uint8", block_shape=BLOCK, voxel_size=(40, 8, 8))
-    em[WHOLE] = noise(0)
-    return em
-
 
 # -- versions ------------------------------------------------------------------------------
 

@@ -1,6 +1,5 @@
 """Regions of interest: spans, masks, points, versions."""
 
-import secrets
 
 import numpy as np
 import pytest
@@ -17,17 +16,6 @@ SPANS = [
     [102, 101, 200, 210], [102, 103, 201, 216], [102, 104, 203, 217],
     [103, 101, 200, 210], [103, 103, 200, 210], [103, 105, 201, 212],
 ]  # fmt: skip
-
-
-def new_repo(location=None):
-    store = diced.DicedStore(location or f"memory://{secrets.token_hex(8)}")
-    store.create_repo("r")
-    return store.open_repo("r")
-
-
-@pytest.fixture
-def repo():
-    return new_repo()
 
 
 @pytest.fixture
@@ -128,7 +116,8 @@ some_spans = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(some_spans, st.data())
 def test_mask_and_points_are_those_of_the_blocks(spans, data):
-    roi = new_repo().create_array("roi", kind="roi", block_shape=(2, 3, 4))
+    repo = diced.DicedStore("memory://").create_repo("r")
+    roi = repo.create_array("roi", kind="roi", block_shape=(2, 3, 4))
     roi.set_spans(spans)
     blocks = blocks_of(spans)
     lo = data.draw(st.tuples(*[st.integers(-20, 20)] * 3))
@@ -178,7 +167,7 @@ def test_versions(repo, roi):
 
 
 def test_another_store_object_sees_it_at_once(tmp_path):
-    repo = new_repo(str(tmp_path / "s"))
+    repo = diced.DicedStore(tmp_path / "s").create_repo("r")
     roi = repo.create_array("roi", kind="roi", block_shape=(8, 16, 32))
     other = diced.DicedStore(str(tmp_path / "s")).open_repo("r")["roi"]
     assert other.block_shape == (8, 16, 32)
@@ -191,7 +180,7 @@ def test_another_store_object_sees_it_at_once(tmp_path):
 def test_what_is_stored_is_sound(tmp_path):
     from diced.fsck import check
 
-    repo = new_repo(str(tmp_path / "s"))
+    repo = diced.DicedStore(tmp_path / "s").create_repo("r")
     roi = repo.create_array("roi", kind="roi")
     roi.set_spans(np.c_[np.zeros((40_000, 2), int), np.arange(40_000), np.arange(40_000)])
     report = check(repo.store, full=True)

@@ -38,12 +38,7 @@ def outside(tmp_path_factory):
         '[store]\nlocation = "store"\ndurability = "process"\n'
     )
     with served(folder / "server.toml") as server:
-        server.uuid = server.repo()
-        for kind, name in (("uint8blk", "gray"), ("labelblk", "seg"), ("keyvalue", "kv"),
-                           ("roi", "mask"), ("labelgraph", "graph")):  # fmt: skip
-            server.post(f"repo/{server.uuid}/instance", {"typename": kind, "dataname": name})
-        server.post(f"node/{server.uuid}/gray/raw/{PLACE.format(64)}", bytes(64**3))
-        server.get("openapi.json")
+        server.furnish()
         yield server
 
 

@@ -25,12 +25,7 @@ def hostile(tmp_path_factory):
         '[store]\nlocation = "store"\ndurability = "process"\n'
     )
     with served(folder / "server.toml") as server:
-        server.uuid = server.repo()
-        for kind, name in (("uint8blk", "gray"), ("labelblk", "seg"), ("keyvalue", "kv"),
-                           ("roi", "mask"), ("labelgraph", "graph")):  # fmt: skip
-            server.post(f"repo/{server.uuid}/instance", {"typename": kind, "dataname": name})
-        server.post(f"node/{server.uuid}/gray/raw/0_1_2/64_64_64/0_0_0", bytes(64**3))
-        server.get("openapi.json")
+        server.furnish()
         yield server
         status, body = server.ask("GET", f"node/{server.uuid}/gray/raw/0_1_2/64_64_64/0_0_0")
         assert (status, body) == (200, bytes(64**3))
