@@ -20,7 +20,7 @@ from diced.server.datatype import ATTRS, DVID_TYPES, DataType, Settings
 from diced.server.routes import READ, Route
 
 BODY_BYTES = 2**29  # of spans and points, as JSON
-SLAB = 2**23
+SLAB = 2**22  # voxels of a mask that are made at a time
 PIECE = 2**16  # spans or points that are written at a time
 PARSED = 2**20  # bytes of JSON that are parsed at a time
 BATCH = 8
