@@ -5,6 +5,7 @@ checks; a bad index then raises instead of reading stray memory.
 """
 
 import os
+import sys
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -37,10 +38,17 @@ extensions = [
     for path in sorted(Path("src/diced").glob("_*.pyx"))
 ]
 
-setup(
+# pip asks for metadata twice before it builds, and Cython takes its time.
+METADATA, BUILDS = {"egg_info", "dist_info"}, {"build", "build_ext", "bdist_wheel", "install"}
+asked = set(sys.argv[1:])
+if not asked & METADATA or asked & BUILDS:
     # force: Cython's own cache does not notice a change of directives.
-    ext_modules=cythonize(
-        extensions, compiler_directives=DIRECTIVES, build_dir="build/cython", force=True
-    ),
-    options={"build_ext": {"parallel": os.cpu_count() or 1}},
-)
+    extensions = cythonize(
+        extensions,
+        compiler_directives=DIRECTIVES,
+        build_dir="build/cython",
+        force=True,
+        nthreads=os.cpu_count() or 1 if sys.platform == "linux" else 0,
+    )
+
+setup(ext_modules=extensions, options={"build_ext": {"parallel": os.cpu_count() or 1}})
