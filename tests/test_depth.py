@@ -150,3 +150,19 @@ def test_small_writes(place):
     assert deep(gcs, lambda: write(3), wanted=2)[0] <= 2
     assert repo.reserve_ids(1) >= 1
     assert deep(gcs, lambda: repo.reserve_ids(5), wanted=1)[0] <= 1
+
+
+def test_many_values_are_read_side_by_side(place):
+    gcs, _, repo = place
+    names = [f"k{number}" for number in range(16)]
+    repo.files.put_many({name: name.encode() * 2000 for name in names})
+    repo.files["k0"]  # the index is known
+
+    def read():
+        found = dict(repo.files.get_many(names))
+        assert found == {name: name.encode() * 2000 for name in names}
+
+    for call in (read, lambda: list(repo.files.sizes(names)), lambda: list(repo.files.items())):
+        depth, log = deep(gcs, call, wanted=2)
+        assert depth <= 4
+        assert len(log) >= len(names)

@@ -6,9 +6,9 @@ its descendants only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from diced import pool
 from diced.errors import InvalidError, NotFoundError, near_matches
@@ -19,6 +19,9 @@ from diced.spec import MAX_TEXT, check_text
 from diced.state import Change, State
 from diced.values import Value, load_value, store_value, value_size
 from diced.versioned import Lane
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 SPACE = 0
 MANY = 256  # keys that are looked up at once
@@ -98,25 +101,33 @@ class KeyValueArray(Handle):
     ) -> Iterator[tuple[str, bytes]]:
         """Yield (key, value) in order of key; arguments as for `keys`."""
         lane = self._lane()
-        found = self._range(prefix, start, stop)
-        yield from pool.map_ordered(
-            lambda each: (each[0].decode(), self._value(lane, *each)),
-            found,
-            AHEAD if self._repo.remote else 1,
-        )
+
+        def read(each: tuple[bytes, Entry]) -> tuple[str, bytes]:
+            return each[0].decode(), self._value(lane, *each)
+
+        yield from self._side_by_side(read, self._range(prefix, start, stop))
 
     def get_many(self, names: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
         """Yield (key, value or None) in the order of `names`; all are of one moment."""
-        for name, lane, entry in self._entries(names):
-            key = name.encode()
-            yield name, None if entry is None else self._value(lane, key, entry)
+
+        def read(each: tuple[str, Lane, Entry | None]) -> tuple[str, bytes | None]:
+            name, lane, entry = each
+            return name, None if entry is None else self._value(lane, name.encode(), entry)
+
+        yield from self._side_by_side(read, self._entries(names))
 
     def sizes(self, names: Iterable[str]) -> Iterator[tuple[str, int | None]]:
         """Yield (key, bytes of its value or None) in the order of `names`, reading no value."""
-        for name, lane, entry in self._entries(names):
+
+        def read(each: tuple[str, Lane, Entry | None]) -> tuple[str, int | None]:
+            name, lane, entry = each
             key = name.encode()
-            size = None if entry is None else value_size(lane, key, entry, self._where(key))
-            yield name, size
+            return name, None if entry is None else value_size(lane, key, entry, self._where(key))
+
+        yield from self._side_by_side(read, self._entries(names))
+
+    def _side_by_side(self, read: Callable[[T], R], each: Iterator[T]) -> Iterator[R]:
+        return pool.map_ordered(read, each, AHEAD if self._repo.remote else 1)
 
     def _entries(self, names: Iterable[str]) -> Iterator[tuple[str, Lane, Entry | None]]:
         lane, state = self._now()
