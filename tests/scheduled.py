@@ -13,7 +13,7 @@ from typing import Any
 
 from scheduler import Process, Scheduler, Task
 
-from diced import combine, compose, home, index, log, pool, proposal, versioned
+from diced import combine, compose, home, inbox, index, log, pool, proposal, versioned
 from diced.engine import base
 from diced.engine.appender import Appender, BufferedAppender
 from diced.errors import EngineError
@@ -222,13 +222,17 @@ def _for_each(fn: Callable[[Any], Any], items: Iterable[Any], threads: int) -> N
         pass
 
 
+def _delete_later(engine: Any, key: str, after: float = 0.0) -> None:
+    engine.delete_later(key, after)
+
+
 def _urandom(count: int) -> bytes:
     return _now.scheduler.random.randbytes(count)
 
 
 # What a schedule may make smaller, so that little is enough to get beyond it.
 TUNABLE = {
-    "MOST_PROPOSALS": (combine,), "EXPIRY": (combine,), "REMEMBERED": (combine,),
+    "MOST_PROPOSALS": (inbox,), "EXPIRY": (combine,), "REMEMBERED": (combine,),
     "CONTENDED": (combine,), "BUSY": (combine,), "PATIENT": (combine,), "LEAST_HOLD": (combine,),
     "PATIENCE": (combine,), "CROWD": (combine,), "TERM": (combine,), "ROUND": (combine,),
     "MOST_KEYS": (combine, proposal), "RECENT": (versioned,),
@@ -240,6 +244,7 @@ class Patched:
     """With this, the library's clock, locks, pools and ids are those of a schedule."""
 
     def __enter__(self) -> Patched:
+        self._defaults = {name: getattr(where[0], name) for name, where in TUNABLE.items()}
         clock = SimpleNamespace(
             monotonic=lambda: _now.scheduler.now, sleep=lambda each: _now.scheduler.sleep(each)
         )
@@ -254,17 +259,15 @@ class Patched:
         for module in (combine, versioned):
             self._set(module, "time", clock)
             self._set(module, "threading", locks)
-        for module in (combine, versioned, log, index):
+        for module in (combine, inbox, versioned, log, index):
             self._set(module, "pool", pools)
         self._set(combine, "random", chance)
-        self._set(
-            combine, "delete_later", lambda engine, key, after=0.0: engine.delete_later(key, after)
-        )
+        for module in (combine, inbox):
+            self._set(module, "delete_later", _delete_later)
         self._set(log, "now", _stamp)
         self._set(log, "new_txid", lambda: _urandom(16).hex())
         self._set(home, "os", SimpleNamespace(urandom=_urandom))
         self._set(base, "fresh_name", lambda: _urandom(8).hex())
-        self._defaults = {name: getattr(where[0], name) for name, where in TUNABLE.items()}
         for name, modules in TUNABLE.items():
             for module in modules:
                 self._set(module, name, self._defaults[name])
