@@ -164,6 +164,19 @@ def test_all_workers_read_rights_anew(workers):
         assert server.ask("POST", "repos", "{}", root)[0] == 200
 
 
+def test_the_load_is_that_of_all_workers(workers):
+    server, _ = workers
+
+    def counted():
+        for _ in range(20):  # each on a connection of its own
+            server.get("server/info")
+        return server.get("load")["GET requests"] >= 20
+
+    until(counted)
+    time.sleep(1.3)
+    assert server.get("load")["GET requests"] == 0  # of the last second
+
+
 def test_workers_end_with_a_killed_supervisor(workers):
     server, _ = workers
     found = server.workers()
@@ -216,7 +229,7 @@ def test_the_throttle_of_one_process():
 
 def test_what_is_remembered_of_users_is_bounded(monkeypatch):
     monkeypatch.setattr("diced.server.load.MAX_USERS", 3)
-    load = Load()
+    load = Load(Shared(1))
     for number in range(10):
         load.answered(f"user {number}", 1.0)
     assert list(load.latencies()) == ["user 7", "user 8", "user 9"]

@@ -118,7 +118,7 @@ def _interface_version(_call: Call) -> str:
 def _load(call: Call) -> Any:
     site, load = call.site, call.site.load
     last = load.last_second()
-    threads = site.options.threads or 2 * (os.cpu_count() or 1)
+    threads = site.options.workers * (site.options.threads or 2 * (os.cpu_count() or 1))
     return {
         "file bytes read": last["read"],
         "file bytes written": last["written"],

@@ -146,7 +146,7 @@ class App:
             return
         began = time.monotonic()
         load = self.site.load
-        load.active += 1
+        load.begin()
         got = sent = 0
         user = ""
         answer: Answer | None = None
@@ -172,7 +172,7 @@ class App:
             answer = self._refusal(path, error)
             sent = await self._send(send, answer, headers, method == "HEAD")
         finally:
-            load.active -= 1
+            load.end()
         load.add(method, got, sent)
         if self.options.access_log:
             ACCESS_LOG.info(

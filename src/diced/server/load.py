@@ -16,6 +16,9 @@ from diced.server.answer import Refused
 MAX_USERS = 10_000
 TICK = 0.1  # seconds of a slot of `Load`
 TICKS = 10
+SLOT = 5  # numbers of one: its tick, and what was counted in it
+OWN = 1 + (TICKS + 1) * SLOT  # numbers of a worker process: requests under way, and slots
+COMMON = 2  # numbers of all
 
 
 class Shared:
@@ -25,16 +28,29 @@ class Shared:
     ----------
     throttle : int
         Operations with ``throttle=on`` at a time.
+    workers : int
     numbers : optional
-        Two integers in memory that all share; by default a list of this process.
+        `size` integers in memory that all share; by default a list of this process.
     folder : str
         Where lock files are; empty if there is one process.
+
+    Attributes
+    ----------
+    worker : int
+        Which process this is, from 0.
     """
 
-    def __init__(self, throttle: int, numbers: Any = None, folder: str = ""):
-        self.numbers = [0, 0] if numbers is None else numbers
+    def __init__(self, throttle: int, workers: int = 1, numbers: Any = None, folder: str = ""):
+        self.numbers = [0] * self.size(workers) if numbers is None else numbers
         self.numbers[0] = throttle
+        self.workers = workers
+        self.worker = 0
         self.folder = folder
+
+    @staticmethod
+    def size(workers: int) -> int:
+        """Return how many numbers so many workers share."""
+        return COMMON + workers * OWN
 
     @property
     def throttle(self) -> int:
@@ -119,32 +135,56 @@ class Throttle:
 
 
 class Load:
-    """Requests and bytes of this process, in all and over the last second."""
+    """Requests and bytes of all worker processes over the last second; users of this one.
 
-    def __init__(self) -> None:
-        self._slots = [[0, 0, 0, 0, 0] for _ in range(TICKS + 1)]  # tick, and what it counted
+    Parameters
+    ----------
+    shared : Shared
+    """
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._numbers = shared.numbers
+        self._own = COMMON + shared.worker * OWN
+        self._numbers[self._own : self._own + OWN] = [0] * OWN  # a worker before this one died
         self._users: dict[str, dict[str, Any]] = {}
-        self.active = 0
-        self.requests = 0
+
+    def begin(self) -> None:
+        """Count a request that is under way."""
+        self._numbers[self._own] += 1
+
+    def end(self) -> None:
+        """Count it no more."""
+        self._numbers[self._own] -= 1
 
     def add(self, method: str, got: int, gave: int) -> None:
         """Count a request: bytes of its body and of its answer."""
-        self.requests += 1
         tick = int(time.monotonic() / TICK)
-        slot = self._slots[tick % len(self._slots)]
-        if slot[0] != tick:
-            slot[:] = [tick, 0, 0, 0, 0]
-        reads = method in ("GET", "HEAD")
-        slot[1 if reads else 2] += 1
-        slot[3] += gave if reads else 0
-        slot[4] += 0 if reads else got
+        numbers, at = self._numbers, self._own + 1 + tick % (TICKS + 1) * SLOT
+        if numbers[at] != tick:
+            numbers[at : at + SLOT] = [tick, 0, 0, 0, 0]
+        if method in ("GET", "HEAD"):
+            numbers[at + 1] += 1
+            numbers[at + 3] += gave
+        else:
+            numbers[at + 2] += 1
+            numbers[at + 4] += got
+
+    @property
+    def active(self) -> int:
+        """Requests under way."""
+        return sum(self._numbers[COMMON::OWN])
 
     def last_second(self) -> dict[str, int]:
         """Return ``gets``, ``puts``, ``read`` and ``written`` of the last second."""
         since = int(time.monotonic() / TICK) - TICKS
-        slots = [each for each in self._slots if each[0] > since]
-        names = ("gets", "puts", "read", "written")
-        return {name: sum(each[at] for each in slots) for at, name in enumerate(names, 1)}
+        found = [0] * SLOT
+        for own in range(COMMON, Shared.size(self._shared.workers), OWN):
+            for at in range(own + 1, own + OWN, SLOT):
+                slot = self._numbers[at : at + SLOT]
+                if slot[0] > since:
+                    found = [a + b for a, b in zip(found, slot, strict=True)]
+        return dict(zip(("gets", "puts", "read", "written"), found[1:], strict=True))
 
     # -- users -----------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from multiprocessing import connection as pipes
 from multiprocessing import get_context
 from typing import Any
@@ -291,16 +292,16 @@ def _supervise(
     # libraries do not survive a fork.
     context: Any = get_context("fork" if sys.platform == "linux" else "spawn")
     with tempfile.TemporaryDirectory(prefix="diced-serve-") as folder:
-        shared = Shared(options.throttle, context.RawArray("q", 2), folder)
+        numbers = context.RawArray("q", Shared.size(options.workers))
+        shared = Shared(options.throttle, options.workers, numbers, folder)
 
-        def make(pipe: Any) -> Any:
-            return context.Process(
-                target=_be_worker, args=(options, shared, listeners, pipe), name="diced-worker"
-            )
+        def make(number: int, pipe: Any) -> Any:
+            args = (options, shared, number, listeners, pipe)
+            return context.Process(target=_be_worker, args=args, name="diced-worker")
 
         workers: list[_Worker] = []
         try:
-            workers += [_Worker(make) for _ in range(options.workers)]
+            workers += [_Worker(partial(make, each)) for each in range(options.workers)]
             while not stop.asked and not all(each.ready for each in workers):
                 _look(workers, make, starting=True)
             if ready is not None and not stop.asked:
@@ -316,7 +317,7 @@ def _supervise(
                 each.end(deadline)
 
 
-def _look(workers: list[_Worker], make: Callable[[Any], Any], starting: bool) -> None:
+def _look(workers: list[_Worker], make: Callable[[int, Any], Any], starting: bool) -> None:
     """Wait a moment for news of workers."""
     news = [each.process.sentinel for each in workers]
     pipes.wait([*news, *(each.pipe for each in workers if not each.ready)], LOOK_SECONDS)
@@ -334,11 +335,14 @@ def _look(workers: list[_Worker], make: Callable[[Any], Any], starting: bool) ->
         LOG.error("worker %d ended with %s", each.process.pid, each.process.exitcode)
         each.pipe.close()
         time.sleep(max(0.0, each.began + RESTART_SECONDS - time.monotonic()))
-        workers[number] = _Worker(make)
+        workers[number] = _Worker(partial(make, number))
 
 
-def _be_worker(options: Options, shared: Shared, listeners: list[socket.socket], pipe: Any) -> None:
+def _be_worker(
+    options: Options, shared: Shared, number: int, listeners: list[socket.socket], pipe: Any
+) -> None:
     """Serve in a worker process."""
+    shared.worker = number
     stop = _Stop()
     try:
         _work(options, shared, listeners, stop, lambda: pipe.send(("", "")))

@@ -61,7 +61,7 @@ class Site:
         engine = self.store.engine
         on_disk = bool(engine.descriptors) and not getattr(engine, "network", False)
         self.inline = not engine.remote and (on_disk or engine.url.startswith("memory:"))
-        self.load = Load()
+        self.load = Load(shared)
         self.throttle = Throttle(shared)
         self.started = time.time()
         modules = (api_server, api_repos, api_nodes, api_2014, pages, native)
