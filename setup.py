@@ -24,7 +24,8 @@ DIRECTIVES = {
 }
 
 # -g0: Python's own flags ask for debug information, which made the extensions five times as large.
-FLAGS = ["-O3", "-g" if CHECKED else "-g0"]
+# A checked build is for tests: -O1 compiles in half the time.
+FLAGS = ["-O1", "-g"] if CHECKED else ["-O3", "-g0"]
 
 extensions = [
     Extension(
