@@ -170,3 +170,21 @@ def test_dask_sees_a_level_as_it_was_asked_for(repo, number):
     source[0:16, 0:16, 0:16] = np.arange(16, dtype=np.uint8)
     level = source.pyramid(4, axes=[1, 2], method="nearest")[number]
     np.testing.assert_array_equal(level.to_dask().compute(), level[...])
+
+
+def test_dask_tells_levels_apart_that_are_made_differently(repo):
+    dask = pytest.importorskip("dask")
+    array = repo.create_array("a", "uint8", block_shape=BLOCK)
+    array[0:16, 0:16, 0:16] = np.random.default_rng(1).integers(0, 250, (16, 16, 16))
+    made = [
+        array.pyramid(1)[1], array.pyramid(1, method="nearest")[1], array.pyramid(1, axes=[0])[1],
+    ]  # fmt: skip
+    for found, level in zip(dask.compute(*[each.to_dask() for each in made]), made, strict=True):
+        np.testing.assert_array_equal(found, level[...])
+
+
+@pytest.mark.parametrize("axes", [5, 1.5, [], [3], [-1], [True], "all", [None]])
+def test_axes_that_are_none_are_refused(repo, axes):
+    array = repo.create_array("a", "uint8", block_shape=BLOCK)
+    with pytest.raises(InvalidError, match="axes"):
+        array.pyramid(1, axes=axes)

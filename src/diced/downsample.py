@@ -7,7 +7,7 @@ Pure: arrays in, arrays out. Every axis is halved or kept; a voxel of the result
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,7 +106,7 @@ def plan_steps(voxel_size: Sequence[float], levels: int, axes: Any = None) -> li
     """
     dims = len(voxel_size)
     if axes is not None and not isinstance(axes, str):
-        chosen = list(axes)
+        chosen = list(axes) if isinstance(axes, Iterable) else []
         if not chosen or any(type(each) is not int or not 0 <= each < dims for each in chosen):
             raise InvalidError(f"axes to halve are some of 0 to {dims - 1}; got {axes!r:.60}")
         step = tuple(2 if axis in chosen else 1 for axis in range(dims))

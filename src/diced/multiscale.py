@@ -56,7 +56,9 @@ class _Lane:
 
     def __init__(self, levels: Levels, number: int):
         lane = levels.source.lane
-        self.id = f"{lane.id}/{number}"
+        # Two levels of one number may differ in how they are made; dask knows them by this.
+        steps = "/".join("x".join(map(str, step)) for step in levels.steps[1 : number + 1])
+        self.id = f"{lane.id}/{levels.method}/{steps}"
         self.node_id = lane.node_id
         self.home = lane.home
         self._levels = levels

@@ -8,7 +8,6 @@ about some voxels reads few of millions of spans.
 from __future__ import annotations
 
 import copy
-import operator
 import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from diced import grid, pool
 from diced.errors import BadIndexError, CorruptError, InvalidError
 from diced.handle import Handle, together
 from diced.log import Entry
-from diced.spans import Array, Partition, covered, order, partition
+from diced.spans import Array, Partition, check_box, check_points, covered, order, partition
 from diced.spec import check_text
 from diced.state import Change, State
 from diced.values import load_value, store_value
@@ -116,16 +115,7 @@ class RoiArray(Handle):
         ------
         InvalidError, BadIndexError
         """
-        try:
-            lo, hi = ([operator.index(each) for each in end] for end in (lo, hi))
-        except TypeError:
-            raise InvalidError(
-                f"a box has whole numbers, ZYX; got {lo!r:.50}, {hi!r:.50}"
-            ) from None
-        if len(lo) != 3 or len(hi) != 3 or any(b < a for a, b in zip(lo, hi, strict=True)):
-            raise InvalidError(f"a box has three axes, ZYX; got {tuple(lo)} to {tuple(hi)}")
-        if any(abs(each) >= 2**62 for each in (*lo, *hi)):
-            raise BadIndexError(f"a box is beyond all coordinates: {tuple(lo)} to {tuple(hi)}")
+        lo, hi = check_box(lo, hi)
         if any(a == b for a, b in zip(lo, hi, strict=True)):
             return np.zeros([b - a for a, b in zip(lo, hi, strict=True)], np.bool_)
         sizes = self.block_shape
@@ -161,19 +151,10 @@ class RoiArray(Handle):
         ------
         InvalidError
         """
-        try:
-            voxels = np.asarray(points)
-        except ValueError as error:
-            raise InvalidError(f"points are of shape (points, 3), ZYX: {error}") from None
+        voxels = check_points(points)
         if voxels.size == 0:
             return np.zeros(len(voxels), np.bool_)
-        if voxels.ndim != 2 or voxels.shape[1] != 3 or voxels.dtype.kind not in "iu":
-            raise InvalidError(
-                f"points are integers of shape (points, 3), ZYX; got {voxels.dtype} {voxels.shape}"
-            )
-        if voxels.dtype.kind == "u":
-            voxels = np.minimum(voxels, 2**62)
-        blocks = voxels.astype(np.int64) // np.array(self.block_shape)
+        blocks = voxels // np.array(self.block_shape)
         near = ((blocks >= -(2**31)) & (blocks < 2**31)).all(axis=1)
         blocks[~near] = 0
         wanted = np.unique(order(blocks[:, 0], blocks[:, 1]))

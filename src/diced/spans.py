@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from diced.errors import InvalidError
+from diced.errors import BadIndexError, InvalidError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Blocks = tuple[int, int, int]
@@ -53,6 +54,46 @@ class Partition(NamedTuple):
 def order(z: Any, y: Any) -> Array:
     """Return a number that orders rows of blocks by z, then y, both of 32 bits."""
     return np.asarray(np.asarray(z, np.int64) * 2**32 + (np.asarray(y, np.int64) + 2**31))
+
+
+def check_box(lo: Sequence[Any], hi: Sequence[Any]) -> tuple[list[int], list[int]]:
+    """Return the first voxel of a box and the one behind its last, ZYX.
+
+    Raises
+    ------
+    InvalidError, BadIndexError
+    """
+    try:
+        lo, hi = ([operator.index(each) for each in end] for end in (lo, hi))
+    except TypeError:
+        raise InvalidError(f"a box has whole numbers, ZYX; got {lo!r:.50}, {hi!r:.50}") from None
+    if len(lo) != 3 or len(hi) != 3 or any(b < a for a, b in zip(lo, hi, strict=True)):
+        raise InvalidError(f"a box has three axes, ZYX; got {tuple(lo)} to {tuple(hi)}")
+    if any(abs(each) >= 2**62 for each in (*lo, *hi)):
+        raise BadIndexError(f"a box is beyond all coordinates: {tuple(lo)} to {tuple(hi)}")
+    return lo, hi
+
+
+def check_points(points: Any) -> Array:
+    """Return voxels, ZYX, as int64 (points, 3); of no points an array that is empty.
+
+    Raises
+    ------
+    InvalidError
+    """
+    try:
+        voxels = np.asarray(points)
+    except ValueError as error:
+        raise InvalidError(f"points are of shape (points, 3), ZYX: {error}") from None
+    if voxels.size == 0:
+        return voxels
+    if voxels.ndim != 2 or voxels.shape[1] != 3 or voxels.dtype.kind not in "iu":
+        raise InvalidError(
+            f"points are integers of shape (points, 3), ZYX; got {voxels.dtype} {voxels.shape}"
+        )
+    if voxels.dtype.kind == "u":
+        voxels = np.minimum(voxels, 2**62)
+    return voxels.astype(np.int64)
 
 
 def covered(rows: Array, blocks: Array) -> Array:

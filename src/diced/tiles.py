@@ -253,7 +253,7 @@ class TileArray(KeyValueArray):
             scales = default_scales(source, self.tile_size, origin)
         else:
             scales = check_scales(levels)
-        frozen = source.snapshot()
+        frozen = self._steady(source)
         corners = tile_range(bounds, scales[0].size, origin)
         self.set_scales([(each.resolution, each.size) for each in scales], *corners, origin)
         batch: dict[str, bytes] = {}
@@ -277,6 +277,10 @@ class TileArray(KeyValueArray):
         if batch:
             self.put_many(batch, operation="generate tiles")
         return count + len(batch)
+
+    def _steady(self, source: Any) -> Any:
+        """Return what stays as the source is now."""
+        return source.snapshot()
 
 
 def array_of(repo: Any, name: str) -> TileArray:

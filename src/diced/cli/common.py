@@ -331,8 +331,13 @@ def span(lo: Sequence[int], hi: Sequence[int]) -> str:
 
 
 @contextlib.contextmanager
-def bar(args: argparse.Namespace, what: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a callable for (done, total) bytes that moves a bar on stderr, if one is wanted."""
+def bar(
+    args: argparse.Namespace, what: str, unit: str = "B"
+) -> Iterator[Callable[[int, int | None], None]]:
+    """Yield a callable for (done, total) that moves a bar on stderr, if one is wanted.
+
+    They count bytes, or what `unit` says; a total of None is not known.
+    """
     if args.quiet or not (args.progress or sys.stderr.isatty()):
         yield lambda _done, _total: None
         return
@@ -340,11 +345,12 @@ def bar(args: argparse.Namespace, what: str) -> Iterator[Callable[[int, int], No
 
     shown: tqdm[Any] | None = None
 
-    def move(done: int, total: int) -> None:
+    def move(done: int, total: int | None) -> None:
         nonlocal shown
         if shown is None:  # what was stored before is no measure of speed
+            first = 0 if total is None else done
             shown = tqdm(
-                desc=what, total=total, initial=done, unit="B", unit_scale=True, file=sys.stderr
+                desc=what, total=total, initial=first, unit=unit, unit_scale=True, file=sys.stderr
             )
         shown.update(done - shown.n)
 

@@ -253,7 +253,7 @@ def _delete(args: argparse.Namespace) -> int:
         what = f"repo {args.repo!r}" if args.array is None else f"array {args.array!r}"
         if args.array is not None:
             repo.get_array(args.array)
-        if not args.yes and not _confirmed(what, store.url):
+        if not args.yes and not confirmed(what, store.url):
             common.note(args, f"{what} was not deleted; --yes does it without asking")
             return 2
         if args.array is None:
@@ -266,7 +266,8 @@ def _delete(args: argparse.Namespace) -> int:
         return 0
 
 
-def _confirmed(what: str, url: str) -> bool:
+def confirmed(what: str, url: str) -> bool:
+    """Ask whether to delete something; no if nobody is there to answer."""
     if not sys.stdin.isatty():
         return False
     print(f"delete {what} of {url} for ever? [y/N] ", end="", file=sys.stderr, flush=True)

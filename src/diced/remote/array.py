@@ -16,6 +16,7 @@ from diced.attrs import Attributes
 from diced.errors import InvalidError, LockedError, UnsupportedError
 from diced.handle import Handle
 from diced.remote.batch import Batch
+from diced.remote.levels import Level, RemotePyramid, pyramid_of
 from diced.remote.voxels import State, Voxels
 from diced.spec import ArraySpec, check_text
 
@@ -126,6 +127,29 @@ class RemoteArray(RemoteHandle, DicedArray):
             f"array {self.name!r}: over DVID's API only boxes are written, not planes at an angle"
         )
 
+    # -- levels ----------------------------------------------------------------------------
+
+    def pyramid(  # type: ignore[override]
+        self, levels: int | None = None, *, axes: Any = None, method: str | None = None
+    ) -> RemotePyramid:
+        """Return the array's pyramid; arguments and errors as of `DicedArray.pyramid`.
+
+        Raises
+        ------
+        UnsupportedError
+            Of Janelia's server: of other arrays than labelarray and labelmap.
+        """
+        return pyramid_of(self, levels, axes, method)
+
+    def level(self, number: int) -> Any:
+        """Return a level of the pyramid, read-only; 0 is the array itself."""
+        if type(number) is int and number == 0:
+            return self
+        return self.pyramid(number or None)[number]
+
+    def _level(self, pyramid: RemotePyramid, number: int) -> RemoteLevel:
+        return RemoteLevel(pyramid, number)
+
     # -- writing ---------------------------------------------------------------------------
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -231,6 +255,10 @@ class RemoteArray(RemoteHandle, DicedArray):
     def _blocks(self, checked: bool = False) -> Any:
         """Return what `daskio` asks: the box, and what tells the content from others."""
         return _Content(self)
+
+
+class RemoteLevel(Level, RemoteArray):
+    """A level of the pyramid of an array on a server: an array that cannot be written."""
 
 
 class _Content:

@@ -134,6 +134,9 @@ def spec_of(info: Mapping[str, Any], dims: int = 3) -> ArraySpec:
     }  # fmt: skip
     identity = str(base.get("DataUUID") or base["Name"])
     if fields["kind"] not in ("image", "label"):
+        block = (info.get("Extended") or {}).get("BlockSize")
+        if isinstance(block, list) and all(type(each) is int for each in block):
+            fields["block_shape"] = block[::-1]
         return ArraySpec(identity, fields)
     try:
         extended = info["Extended"]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+PIECE_BYTES = 8 * 2**20
+
 
 class RemoteFiles(RemoteHandle, KeyValueArray):
     """A mapping from text to bytes on a server, at the version that its repo object is at.
@@ -61,18 +63,24 @@ class RemoteFiles(RemoteHandle, KeyValueArray):
         self._key(key)
         if not self._exists():
             return default
-        if not _fits_path(key):
+        if not fits_path(key):
             # An empty value is what the answer has for keys that are not there, too.
             found = self._fetch([key])[key]
             return found if found or self._listed(key) else default
         reply = self._ask("GET", "key", key, wanted=(200, 404))
         return reply.body if reply.status == 200 else default
 
+    def find(self, key: str) -> Any:
+        """Return a handle of the value that a key has now, which is read whole, or None."""
+        self._key(key)
+        found = self.get(key)
+        return None if found is None else RemoteValue(found)
+
     def __contains__(self, key: object) -> bool:
         if not isinstance(key, str) or not key or not self._exists():
             return False
         self._key(key)
-        if not _fits_path(key):
+        if not fits_path(key):
             return self._listed(key)
         return self._ask("HEAD", "key", key, wanted=(200, 404)).status == 200
 
@@ -95,7 +103,7 @@ class RemoteFiles(RemoteHandle, KeyValueArray):
         high = _beyond(prefix.partition("/")[0])
         low = low.partition("/")[0]
         # What stands in a path must not be empty or mean something there.
-        if high is not None and low and _fits_path(low) and _fits_path(high):
+        if high is not None and low and fits_path(low) and fits_path(high):
             found = self._ask("GET", "keyrange", low, high).json(list)
         else:
             found = self._ask("GET", "keys").json(list)
@@ -122,7 +130,7 @@ class RemoteFiles(RemoteHandle, KeyValueArray):
         """Yield (key, bytes of its value or None) in the order of `names`."""
 
         def size(name: str) -> tuple[str, int | None]:
-            if name and _fits_path(name) and self._exists():
+            if name and fits_path(name) and self._exists():
                 reply = self._ask("HEAD", "key", name, wanted=(200, 404))
                 length = reply.headers.get("Content-Length")
                 if reply.status == 404:
@@ -161,11 +169,11 @@ class RemoteFiles(RemoteHandle, KeyValueArray):
         if not isinstance(values, Mapping):
             raise InvalidError(f"put_many takes a mapping; got {type(values).__name__}")
         check_text(f"{self.name!r}: the operation", operation)
-        data = {key: _bytes(value) for key, value in values.items() if self._key(key)}
+        data = {key: as_bytes(value) for key, value in values.items() if self._key(key)}
         if not data:
             return
         (name, value), *more = data.items()
-        if not more and _fits_path(name):
+        if not more and fits_path(name):
             self._change(lambda: self._ask("POST", "key", name, body=value))
             return
         body = protobuf.key_values(data)
@@ -196,14 +204,14 @@ class RemoteFiles(RemoteHandle, KeyValueArray):
             self._delete_all(names, operation)
             return
         for name in names:
-            if _fits_path(name) or name in self:
+            if fits_path(name) or name in self:
                 self._delete(name)
 
     def _delete(self, key: str) -> None:
         if self._repo.store.ours:
             self._delete_all([key], f"delete {key}"[:MAX_TEXT])
             return
-        if not _fits_path(key):
+        if not fits_path(key):
             raise UnsupportedError(
                 f"{self.name!r}: this server cannot delete the key {key!r}; keys with '/' have no"
                 " place in DVID's URLs"
@@ -243,7 +251,32 @@ class RemoteFiles(RemoteHandle, KeyValueArray):
         return self._repo.store.server.ask(method, path, **more)
 
 
-def _bytes(value: Any) -> bytes:
+class RemoteValue:
+    """A value as it was when it was found; as `Value`.
+
+    Attributes
+    ----------
+    size : int
+        Bytes.
+    """
+
+    def __init__(self, data: bytes):
+        self._data = memoryview(data)
+        self.size = len(data)
+
+    def read(self, start: int = 0, stop: int | None = None) -> memoryview:
+        """Return its bytes from `start` up to and without `stop`."""
+        return self._data[start:stop]
+
+    def pieces(self, start: int = 0, stop: int | None = None) -> Iterator[memoryview]:
+        """Yield what `read` returns, some MiB at a time."""
+        data = self.read(start, stop)
+        for at in range(0, len(data), PIECE_BYTES):
+            yield data[at : at + PIECE_BYTES]
+
+
+def as_bytes(value: Any) -> bytes:
+    """Return a value as it is sent, or raise InvalidError."""
     try:
         data = value.encode() if isinstance(value, str) else memoryview(value).tobytes()
     except (TypeError, ValueError):
@@ -253,7 +286,7 @@ def _bytes(value: Any) -> bytes:
     return data
 
 
-def _fits_path(key: str) -> bool:
+def fits_path(key: str) -> bool:
     """Tell whether a key can stand in a URL: DVID would cut it at a slash, quoted or not."""
     return "/" not in key and key not in (".", "..")
 

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from diced.attrs import Attributes, check_json
 from diced.errors import CorruptError, NotFoundError
-from diced.remote import facts
-from diced.remote.files import RemoteFiles
 from diced.remote.http import spell
 from diced.repo import META, RESTRICTIONS
 from diced.spec import ArraySpec
@@ -36,7 +34,7 @@ def read(repo: RemoteRepo, key: str) -> bytes | None:
 def write(repo: RemoteRepo, key: str, value: bytes) -> None:
     """Store a value, in an instance that is created for it if need be."""
     repo._create_keyvalue(META)
-    RemoteFiles(repo, facts.spec_of(repo._info(META)))[key] = value
+    repo._handle(repo._info(META))[key] = value
 
 
 def hidden_names(repo: RemoteRepo) -> set[str]:

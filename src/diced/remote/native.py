@@ -137,6 +137,27 @@ def blocks(repo: RemoteRepo, array: ArraySpec) -> Iterator[tuple[int, ...]]:
         yield tuple(int(number) for number in each)[-array.dims :]
 
 
+def pyramid(
+    repo: RemoteRepo,
+    name: str,
+    levels: int | None,
+    axes: Any,
+    method: str | None,
+    status: bool,
+) -> dict[str, Any]:
+    """Return the description of an array's pyramid, with all levels or those that are wanted."""
+    found: dict[str, Any] = repo.store.server.get_json(
+        spell("node", repo.uuid, name, "diced", "pyramid"), levels=levels, axes=axes_text(axes),
+        method=method, status="on" if status else None,
+    )  # fmt: skip
+    return found
+
+
+def axes_text(axes: Any) -> str | None:
+    """Return the axes of a pyramid as queries have them."""
+    return axes if axes is None or isinstance(axes, str) else ",".join(map(str, axes))
+
+
 def operations(repo: RemoteRepo, array: str | None) -> Iterator[dict[str, Any]]:
     """Yield the commits that led to a version."""
     path = spell("repo", repo.uuid, "operations")

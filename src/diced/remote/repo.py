@@ -19,11 +19,14 @@ from diced.errors import (
 )
 from diced.grid import Box
 from diced.names import check_label, check_name
-from diced.remote import facts, meta, native
-from diced.remote.array import RemoteArray, RemoteInstance
+from diced.remote import facts, kinds, meta, native
+from diced.remote.array import RemoteArray
 from diced.remote.facts import RepoFacts
 from diced.remote.files import RemoteFiles
+from diced.remote.graph import RemoteGraph
 from diced.remote.http import spell
+from diced.remote.roi import RemoteRoi
+from diced.remote.tiles import RemoteTiles
 from diced.repo import FILES, META, DicedRepo
 from diced.spec import ArrayDtype, ArraySpec
 
@@ -31,6 +34,13 @@ if TYPE_CHECKING:
     from diced.remote.store import RemoteStore
 
 T = TypeVar("T")
+
+CLASSES: dict[str, Any] = {
+    "keyvalue": RemoteFiles,
+    "roi": RemoteRoi,
+    "imagetile": RemoteTiles,
+    "labelgraph": RemoteGraph,
+}
 
 
 class RemoteRepo(DicedRepo):
@@ -120,17 +130,19 @@ class RemoteRepo(DicedRepo):
         if self.store.ours:
             native.create(self, name, kind, bool(versioned), given, attrs)
         else:
-            self._create(name, kind, bool(versioned), given)
+            self._create(name, kind, bool(versioned), given, attrs)
             if attrs:
                 self.get_array(name).attrs.update(attrs)
         return self.get_array(name)
 
-    def _create(self, name: str, kind: str, versioned: bool, options: dict[str, Any]) -> None:
+    def _create(
+        self, name: str, kind: str, versioned: bool, options: dict[str, Any], attrs: dict[str, Any]
+    ) -> None:
         """Create an instance on any server."""
         if kind in ("image", "label"):
             settings, dims = facts.settings_of(name, kind, options)
         else:
-            settings, dims = {"typename": kind}, 3
+            settings, dims = kinds.settings_of(name, kind, options, attrs), 3
         self._create_instance(name, versioned, settings)
         if dims < 3:
             meta.set_numdims(self, name, self._info(name)["Base"]["DataUUID"], dims)
@@ -189,10 +201,8 @@ class RemoteRepo(DicedRepo):
 
     def _handle(self, info: dict[str, Any]) -> Any:
         kind = facts.kind_of(info)
-        if kind == "keyvalue":
-            return RemoteFiles(self, facts.spec_of(info))
         if kind not in ("image", "label"):
-            return RemoteInstance(self, facts.spec_of(info))
+            return CLASSES.get(kind, kinds.OtherInstance)(self, facts.spec_of(info))
         if self.store.ours:
             return RemoteArray(self, native.spec(self, info["Base"]["Name"]))
         return RemoteArray(self, facts.spec_of(info, self._numdims(info)))

@@ -72,6 +72,7 @@ class Voxels:
         self._store = repo.store
         self._threads = repo.store.threads
         self._path = spell("node", uuid, self.spec.name)
+        self._query: dict[str, Any] = {}  # of reads
         self._type = str(self.spec.fields["type"])
         # In the order of bytes of the wire, whatever this machine's is.
         self._wire: np.dtype[Any] = self.spec.dtype.newbyteorder("<")
@@ -139,7 +140,8 @@ class Voxels:
         data = _octets(target)
         path = f"{self._path}/raw/{self._place(lo, hi)}"
         if self.spec.kind == "label":
-            reply = self._server.ask("GET", path, query={"compression": "lz4"}, take=_all)
+            query = {"compression": "lz4", **self._query}
+            reply = self._server.ask("GET", path, query=query, take=_all)
             try:
                 lz4_decompress(reply.body, data)
             except DicedException as error:
@@ -148,7 +150,7 @@ class Voxels:
                     f" [{reply.request}]"
                 ) from None
         else:
-            self._server.fill(path, data)
+            self._server.fill(path, data, **self._query)
         if not direct:
             out[...] = target
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from diced.errors import CorruptError, InvalidError
 from diced.repo import DicedRepo
-from diced.server import imaging
+from diced.server import imaging, keyvalue
 from diced.server.answer import Answer, Refused
 from diced.server.call import Call, whole
 from diced.server.datatype import ATTRS, DVID_TYPES, Command, DataType, Settings
@@ -106,6 +106,8 @@ first; what is not stored is made of the source, if there is one."""
                      "The same with pixels as large as the finer side's voxels."),
                 )
             ),
+            # Tiles by their keys, as diced's own client has them.
+            *(route for route in keyvalue.TYPE.routes() if route.pattern.startswith("key")),
         ]  # fmt: skip
 
     @property

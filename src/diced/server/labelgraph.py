@@ -26,6 +26,8 @@ GRAPH_BODY = (
     ' "Edges": [{"Id1": 1, "Id2": 2, "Weight": 3.5}, ...]}'
 )
 UNSAFE = {"unsafe": "has no meaning here: a graph is always checked"}
+OPERATION = {"operation": "what the log of commits calls it"}
+NONE = 2**64 - 1  # bytes of a value that there is none of, in requests of diced's own
 
 
 class LabelGraph(DataType):
@@ -57,23 +59,25 @@ each its vertex or the two vertices of its edge, the number of bytes and the byt
             ),
             Route(
                 "POST", "subgraph", _post_graph, "Sets the weights of vertices and edges.",
-                body=GRAPH_BODY, limit=GRAPH_BYTES, query=UNSAFE,
+                body=GRAPH_BODY, limit=GRAPH_BYTES, query={**UNSAFE, **OPERATION},
             ),
             Route(
                 "DELETE", "subgraph", _delete_graph,
                 "Removes the vertices, with all their edges, and edges given, or everything.",
-                body="nothing, or " + GRAPH_BODY, limit=GRAPH_BYTES, query=UNSAFE,
+                body="nothing, or " + GRAPH_BODY, limit=GRAPH_BYTES,
+                query={**UNSAFE, **OPERATION},
             ),
             Route("GET", "neighbors/{vertex}", _neighbors, "Returns a vertex and its neighbors."),
             Route(
                 "POST", "weight", _weight,
                 "Adds to the weights of vertices and edges, and makes those that are not there.",
-                body=GRAPH_BODY, limit=GRAPH_BYTES,
+                body=GRAPH_BODY, limit=GRAPH_BYTES, query=OPERATION,
             ),
             Route(
                 "POST", "merge[/{nohistory}]", _merge,
                 "Merges vertices into the last one; weights are summed, or as given.",
                 body=GRAPH_BODY, limit=GRAPH_BYTES,
+                query={**OPERATION, "zero": "true: a weight of 0 is given, too"},
             ),
             Route("POST", "undomerge", _undo, "Is not done: no history of merges is kept."),
             Route(
@@ -85,6 +89,21 @@ each its vertex or the two vertices of its edge, the number of bytes and the byt
                 "POST", transaction, _post_properties,
                 "Stores a property of many vertices or edges, as far as nobody else did so since.",
                 body="see above", limit=MAX_VALUE,
+            ),
+            Route(
+                "GET", "properties", _get_elements,
+                "Returns a property of vertices and edges, as diced's own client asks: of each the"
+                " number of bytes, 2**64 - 1 if there is none, and the bytes.",
+                body="how many, and of each two numbers, the second 0 of a vertex",
+                limit=IDS_BYTES, query={"name": "of the property"},
+            ),
+            Route(
+                "POST", "properties", _post_elements,
+                "Stores a property of vertices and edges, as diced's own client does.",
+                body="as of propertytransaction, each vertex and edge being two numbers, the second"
+                " 0 of a vertex; a value of 2**64 - 1 bytes is removed",
+                limit=MAX_VALUE + IDS_BYTES,
+                query={"name": "of the property", "checked": "false: of any stamps"},
             ),
             *(
                 route
@@ -169,6 +188,10 @@ def _send(vertices: Iterable[tuple[int, float]], edges: Iterable[tuple[int, int,
     return streams.answer(pieces(), JSON)
 
 
+def _operation(call: Call, usual: str) -> str:
+    return call.query.get("operation") or usual
+
+
 def _get_graph(call: Call) -> Answer:
     ids = [vertex for vertex, _ in _vertices(call.json(empty={}, most=GRAPH_VALUES))]
     return _send(*(call.array.subgraph(ids) if ids else call.array.graph()))
@@ -176,7 +199,9 @@ def _get_graph(call: Call) -> Answer:
 
 def _post_graph(call: Call) -> None:
     graph = call.json(most=GRAPH_VALUES)
-    call.array.put(dict(_vertices(graph)), dict(_edges(graph)), operation="put subgraph")
+    call.array.put(
+        dict(_vertices(graph)), dict(_edges(graph)), operation=_operation(call, "put subgraph")
+    )
 
 
 def _delete_graph(call: Call) -> None:
@@ -184,9 +209,9 @@ def _delete_graph(call: Call) -> None:
     vertices = [vertex for vertex, _ in _vertices(graph)]
     edges = [pair for pair, _ in _edges(graph)]
     if vertices or edges:
-        call.array.remove(vertices, edges, operation="delete subgraph")
+        call.array.remove(vertices, edges, operation=_operation(call, "delete subgraph"))
     else:
-        call.array.clear(operation="delete subgraph")
+        call.array.clear(operation=_operation(call, "delete subgraph"))
 
 
 def _neighbors(call: Call) -> Answer:
@@ -201,7 +226,7 @@ def _weight(call: Call) -> None:
     edges: dict[Pair, float] = {}
     for pair, weight in _edges(graph):
         edges[pair] = edges.get(pair, 0.0) + weight
-    call.array.add(vertices, edges, operation="add weights")
+    call.array.add(vertices, edges, operation=_operation(call, "add weights"))
 
 
 def _merge(call: Call) -> None:
@@ -211,8 +236,12 @@ def _merge(call: Call) -> None:
     vertices = list(_vertices(graph))
     if len(vertices) < 2:
         raise InvalidError("Must specify at least two vertices for merging")
+    weight = vertices[-1][1]
     call.array.merge(
-        [vertex for vertex, _ in vertices], vertices[-1][1] or None, dict(_edges(graph))
+        [vertex for vertex, _ in vertices],
+        weight if weight or call.flag("zero") else None,
+        dict(_edges(graph)),
+        operation=_operation(call, "merge"),
     )
 
 
@@ -273,6 +302,43 @@ def _post_properties(call: Call) -> Answer:
     values = {each: value for each, value in given.items() if len(value)}
     fresh, stale = call.array.transact(stamps, values, call.args["key"])
     return Answer(write_locks(fresh, stale), OCTETS)
+
+
+def _get_elements(call: Call) -> Answer:
+    read, _ = _reader(memoryview(call.body))
+    count = read()
+    if count > len(call.body) // 16:
+        raise InvalidError(f"the body is cut off: {count} elements in {len(call.body)} bytes")
+    wanted = [_element_of(read(), read()) for _each in range(count)]
+    values = call.array.properties(wanted, call.query.get("name", ""))
+
+    def pieces() -> Iterator[bytes]:
+        for value in values:
+            yield NUMBER.pack(NONE if value is None else len(value))
+            yield value or b""
+
+    return streams.answer(pieces(), OCTETS)
+
+
+def _post_elements(call: Call) -> Answer:
+    stamps, rest = read_locks(call.body)
+    read, take = _reader(rest)
+    values: dict[Element, memoryview | None] = {}
+    for _each in range(read()):
+        element, size = _element_of(read(), read()), read()
+        values[element] = None if size == NONE else take(size)
+    name = call.query.get("name", "")
+    if call.query.get("checked") != "false":
+        return Answer(write_locks(*call.array.transact(stamps, values, name)), OCTETS)
+    if len(values) != 1:
+        raise InvalidError(f"without stamps one value is stored at a time; got {len(values)}")
+    for element, value in values.items():
+        call.array.set_property(element, name, value)
+    return Answer(write_locks({}, []), OCTETS)
+
+
+def _element_of(first: int, second: int) -> Element:
+    return (first, second) if second else first
 
 
 def _is_edges(call: Call) -> bool:

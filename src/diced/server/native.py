@@ -17,7 +17,7 @@ from diced.attrs import check_json
 from diced.errors import AlreadyExistsError, InvalidError
 from diced.files import KeyValueArray
 from diced.grid import MAX_COORDINATE, MIN_COORDINATE
-from diced.server import blobstore, streams
+from diced.server import blobstore, native_pyramid, streams
 from diced.server.answer import Answer, to_json
 from diced.server.api_repos import RESERVED, check_public_name
 from diced.server.call import Call, check_json_size
@@ -87,7 +87,8 @@ def _about(call: Call) -> Any:
 def _describe(call: Call) -> Any:
     array = call.array
     fields = array._fields()
-    found = {key: fields[key] for key in ("name", "kind", "versioned")}
+    # Of a level of a pyramid these are its array's.
+    found = {"name": fields["name"], "kind": array.kind, "versioned": array.versioned}
     # The same as in the instance's JSON.
     found["id"] = array._spec.id + call.node_repo()._id
     if isinstance(array, DicedArray):
@@ -262,4 +263,5 @@ def instance_routes() -> list[Route]:
             body="JSON: 'keys' (list of text), 'operation'",
         ),
         Route("GET", "diced/blocks", _blocks, "Returns the coordinates of all blocks, ZYX."),
+        *native_pyramid.routes(),
     ]  # fmt: skip

@@ -50,7 +50,7 @@ _WHOLE = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
 _FLAG = {"type": "string", "enum": ["on", "off", "true", "false", "1", "0"]}
 # Schemas of query parameters that are not any text.
 QUERY: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("scale", "batchsize", "limit", "side"), _WHOLE),
+    **dict.fromkeys(("scale", "levels", "batchsize", "limit", "side"), _WHOLE),
     **dict.fromkeys(("throttle", "imsure", "replace", "mutate", "interactive"), _FLAG),
 }
 COMMON = {

@@ -25,6 +25,7 @@ PIECE = 2**16  # spans or points that are written at a time
 PARSED = 2**20  # bytes of JSON that are parsed at a time
 BATCH = 8
 NO_MIN_Z, NO_MAX_Z = 2**31 - 1, -(2**31)  # as DVID shows a region without spans
+OPERATION = {"operation": "what the log of commits calls it"}
 NUMERIC = b"0123456789-,[] \t\r\n"
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -58,8 +59,10 @@ class Roi(DataType):
             Route(
                 "POST", "roi", _post, "Replaces all spans, in one commit.",
                 body="JSON [[z, y, x0, x1], ...] in block coordinates", limit=BODY_BYTES,
+                query=OPERATION,
             ),
-            Route("DELETE", "roi", _delete, "Removes all spans from this version."),
+            Route("DELETE", "roi", _delete, "Removes all spans from this version.",
+                  query=OPERATION),
             Route(
                 "GET", "mask/{dims}/{size}/{offset}", _mask,
                 "Returns a byte for each voxel of a box, 1 inside and 0 outside, X fastest.",
@@ -93,11 +96,13 @@ def _get(call: Call) -> Answer:
 
 
 def _post(call: Call) -> None:
-    call.array.set_spans(read_table(call.body, 4, "spans"))
+    rows = read_table(call.body, 4, "spans")
+    call.array.set_spans(rows, operation=call.query.get("operation") or "put spans")
 
 
 def _delete(call: Call) -> None:
-    call.array.clear()
+    none = np.empty((0, 4), np.int64)
+    call.array.set_spans(none, operation=call.query.get("operation") or "delete spans")
 
 
 def _mask(call: Call) -> Answer:

@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diced import multiscale
 from diced.array import DicedArray
 from diced.errors import InvalidError
 from diced.server import body as bodies
-from diced.server import imaging, masks
+from diced.server import imaging, masks, scales
 from diced.server.answer import OCTETS, Answer, Buffer
 from diced.server.call import Call
 from diced.server.routes import Route
@@ -46,6 +45,7 @@ GET_QUERY = {
     **QUERY,
     "attenuation": "1 to 7: voxels outside the ROI are shifted right by so many bits instead",
     "scale": "level of detail, 0 is full",
+    **scales.QUERY,
 }
 
 
@@ -234,11 +234,7 @@ def slabs(
 
 def reader(call: Call) -> Any:
     """Return what a request reads from, frozen: the array, or the level of detail it asks for."""
-    array = voxel_array(call)
-    number = call.number("scale", 0)
-    if number < 0:
-        raise InvalidError(f"data {array.name!r} has no scale {number}; 0 is full detail")
-    return (multiscale.level(array, number) if number else array).snapshot()
+    return scales.source(call, voxel_array(call)).snapshot()
 
 
 def read_slabs(call: Call, where: Region, most: int) -> Iterator[np.ndarray]:
