@@ -26,6 +26,7 @@ R = TypeVar("R")
 SPACE = 0
 MANY = 256  # keys that are looked up at once
 AHEAD = 16  # values that are read side by side where reading is a request
+AHEAD_BYTES = 2**21  # stored; larger ones are read when it is their turn
 
 
 class KeyValueArray(Handle):
@@ -101,20 +102,13 @@ class KeyValueArray(Handle):
     ) -> Iterator[tuple[str, bytes]]:
         """Yield (key, value) in order of key; arguments as for `keys`."""
         lane = self._lane()
-
-        def read(each: tuple[bytes, Entry]) -> tuple[str, bytes]:
-            return each[0].decode(), self._value(lane, *each)
-
-        yield from self._side_by_side(read, self._range(prefix, start, stop))
+        found = self._range(prefix, start, stop)
+        # Every key of a range has a value.
+        yield from self._values((key.decode(), lane, entry) for key, entry in found)  # type: ignore[misc]
 
     def get_many(self, names: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
         """Yield (key, value or None) in the order of `names`; all are of one moment."""
-
-        def read(each: tuple[str, Lane, Entry | None]) -> tuple[str, bytes | None]:
-            name, lane, entry = each
-            return name, None if entry is None else self._value(lane, name.encode(), entry)
-
-        yield from self._side_by_side(read, self._entries(names))
+        yield from self._values(self._entries(names))
 
     def sizes(self, names: Iterable[str]) -> Iterator[tuple[str, int | None]]:
         """Yield (key, bytes of its value or None) in the order of `names`, reading no value."""
@@ -125,6 +119,20 @@ class KeyValueArray(Handle):
             return name, None if entry is None else value_size(lane, key, entry, self._where(key))
 
         yield from self._side_by_side(read, self._entries(names))
+
+    def _values(
+        self, entries: Iterator[tuple[str, Lane, Entry | None]]
+    ) -> Iterator[tuple[str, bytes | None]]:
+        def read(each: tuple[str, Lane, Entry | None]) -> tuple[str, Lane, Any, bytes | None]:
+            name, lane, entry = each
+            if entry is None or (not isinstance(entry, bytes) and entry[2] > AHEAD_BYTES):
+                return name, lane, entry, None
+            return name, lane, entry, self._value(lane, name.encode(), entry)
+
+        for name, lane, entry, value in self._side_by_side(read, entries):
+            if value is None and entry is not None:
+                value = self._value(lane, name.encode(), entry)
+            yield name, value
 
     def _side_by_side(self, read: Callable[[T], R], each: Iterator[T]) -> Iterator[R]:
         return pool.map_ordered(read, each, AHEAD if self._repo.remote else 1)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
-import itertools
 import logging
 import os
 import threading
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Generator, Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import parse_qsl, quote
@@ -224,9 +223,7 @@ class App:
             with actor.acting(call.user):
                 answer = as_answer(route.run(call))
             if not isinstance(answer.body, Buffer):
-                # The first piece is made here: what is wrong with it can still be told.
-                pieces = _holding(answer.body, stack.pop_all())
-                answer.body = itertools.chain((next(pieces, b""),), pieces)
+                answer.body = _Pieces(answer.body, stack.pop_all())
         _zip(answer, call.headers)
         return answer
 
@@ -234,10 +231,15 @@ class App:
         """Run a function on a worker thread; what is slow may take as long as it takes."""
         threads = self._slow if slow else self._threads
         future = asyncio.get_running_loop().run_in_executor(threads, function, *args)
-        seconds = None if slow else self.options.request_seconds
+        if slow:
+            return await future
+        seconds = self.options.request_seconds
         try:
-            return await asyncio.wait_for(future, seconds)
+            async with asyncio.timeout(seconds) as limit:
+                return await future
         except TimeoutError:
+            if not limit.expired():
+                raise  # the function's own
             raise Refused(
                 503, f"not done in {seconds:g} seconds\n", {"Retry-After": "10"}
             ) from None
@@ -279,34 +281,45 @@ class App:
         raw = [(name.lower().encode("latin-1"), value.encode("latin-1", "replace"))
                for name, value in headers.items()]  # fmt: skip
         await send({"type": "http.response.start", "status": answer.status, "headers": raw})
-        if bare or isinstance(body, Buffer):
+        if not isinstance(body, _Pieces):
             await send({"type": "http.response.body", "body": b"" if bare else body})
             return 0 if bare else length or 0
-        total = 0
-        pieces: Iterator[Buffer] = body
         # All of the request was read, so this can only tell that the client went away.
         gone = None if receive is None else asyncio.ensure_future(_departure(receive))
+        try:
+            total = 0 if bare else await self._stream(send, body, gone)
+        finally:
+            if gone is not None:
+                gone.cancel()
+            try:  # on a worker thread: to close may be to wait for what is under way
+                asyncio.get_running_loop().run_in_executor(self._threads, body.close)
+            except RuntimeError:  # there are none any more
+                body.close()
+        await send({"type": "http.response.body", "body": b""})
+        return total
+
+    async def _stream(
+        self, send: Send, pieces: Iterator[Buffer], gone: asyncio.Future[None] | None
+    ) -> int:  # fmt: skip
+        """Send pieces, each made while the one before is sent; return their bytes."""
+        total = 0
         coming = asyncio.ensure_future(self._hop(next, pieces, None))
         try:
             while (piece := await coming) is not None:
                 if gone is not None and gone.done():
                     raise bodies.Gone
-                coming = asyncio.ensure_future(self._hop(next, pieces, None))  # while this is sent
+                coming = asyncio.ensure_future(self._hop(next, pieces, None))
                 total += len(memoryview(piece).cast("B"))
                 message = {"type": "http.response.body", "body": piece, "more_body": True}
-                # A client that takes nothing is not waited for without end.
-                async with asyncio.timeout(self.options.request_seconds):
-                    await send(message)
-        except TimeoutError:
-            raise bodies.Gone from None
+                try:
+                    # A client that takes nothing is not waited for without end.
+                    async with asyncio.timeout(self.options.request_seconds):
+                        await send(message)
+                except TimeoutError:
+                    raise bodies.Gone from None
         finally:
-            if gone is not None:
-                gone.cancel()
-            if not coming.done():
-                await asyncio.wait((coming,))
-            if not coming.cancelled():
+            if not coming.cancel() and not coming.cancelled():
                 coming.exception()  # seen: nobody is told of what nobody waits for
-        await send({"type": "http.response.body", "body": b""})
         return total
 
     def _cross_origin(self, asked: dict[str, str]) -> dict[str, str]:
@@ -331,10 +344,35 @@ async def _departure(receive: Receive) -> None:
         pass
 
 
-def _holding(pieces: Iterator[Buffer], held: contextlib.ExitStack) -> Iterator[Buffer]:
-    """Yield the pieces; what is held is let go after the last, or without it."""
-    with held:
-        yield from pieces
+class _Pieces(Iterator[Buffer]):
+    """The pieces of an answer, made one at a time on whatever thread.
+
+    The first is made at once: what is wrong with it can still be told. What is held is let go
+    after the last, or when this is closed.
+    """
+
+    def __init__(self, pieces: Iterator[Buffer], held: contextlib.ExitStack):
+        self._turn = threading.Lock()
+        self._pieces = self._all(pieces, held)
+        self._first = next(self._pieces, None)
+
+    @staticmethod
+    def _all(
+        pieces: Iterator[Buffer], held: contextlib.ExitStack
+    ) -> Generator[Buffer, None, None]:  # fmt: skip
+        with held:
+            yield from pieces
+
+    def __next__(self) -> Buffer:
+        with self._turn:
+            piece, self._first = self._first, None
+            return next(self._pieces) if piece is None else piece
+
+    def close(self) -> None:
+        """Make no more of them, once the one that is being made is done."""
+        with self._turn:
+            self._first = None
+            self._pieces.close()
 
 
 def _check_path(path: str, scope: Message) -> None:
