@@ -169,12 +169,10 @@ def test_many_values_are_read_side_by_side(place):
 
 
 def test_long_values_are_read_one_at_a_time(place):
-    _, url, repo = place
+    gcs, _, repo = place
     names = [f"k{number}" for number in range(4)]
     value = np.random.default_rng(5).bytes(3 * MIB)
     repo.files.put_many(dict.fromkeys(names, value))
-    gcs = place[0]
-    gcs.clear()
     for found in (repo.files.items(), repo.files.get_many(names)):
         gcs.clear()
         assert next(found)[1] == value
