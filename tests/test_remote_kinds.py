@@ -145,6 +145,22 @@ def test_a_region_is_as_at_a_path(repo, roi, local, store):
     assert repr(roi).startswith("<RemoteRoi 'a' at open version")
 
 
+def test_a_commit_of_a_region_may_have_an_empty_name(store, roi, local):
+    roi.set_spans(SPANS, operation="")
+    roi.set_spans([], operation="")
+    assert store.ours is False or [e["operation"] for e in local.operations("a")] == ["", ""]
+
+
+def test_a_locked_region_is_said_to_be_locked_first(repo, roi, local):
+    repo.lock_node("done")
+    for change in (
+        lambda a: a.set_spans([[0, 0, 5, 0]]),
+        lambda a: a.set_spans([[0, 0, 0, 2**31]]),
+        lambda a: a.set_spans([[0, 0, 0, 0]], operation=5),
+    ):
+        assert outcome(change, roi) == outcome(change, local["a"]) == LockedError
+
+
 def test_large_questions_are_answered_out_of_spans(roi, local, monkeypatch):
     monkeypatch.setattr("diced.remote.roi.MOST_VOXELS", 10)
     monkeypatch.setattr("diced.remote.roi.MOST_POINTS", 1)
@@ -215,6 +231,9 @@ WRONG_OF_GRAPH = [
     lambda a: a.set_property(99, "c", None), lambda a: a.set_property((1, 3), "c", None),
     lambda a: a.set_property((98, 99), "c", None), lambda a: a.set_property(1, "c", 5),
     lambda a: a.set_property(1, "", b""), lambda a: a.transact({0: 1}, {}, "c"),
+    lambda a: a.set_property([1, 2], "c", b"x"), lambda a: a.set_property(None, "c", b"x"),
+    lambda a: a.set_property((1, 2, 3), "c", b"x"), lambda a: a.put({}, {5: 1}),
+    lambda a: a.property(1.0, "c"), lambda a: a.remove([], [(1, 2, 3)]),
     lambda a: a.transact({99: 1}, {99: b"x"}, "c"),
 ]  # fmt: skip
 
@@ -270,6 +289,9 @@ def test_a_graph_is_as_at_a_path(graph, local):
         lambda a: a.transact({2: 1, 3: 1}, {(3, 2): b"x"}, "d"),
         lambda a: a.transact({2: 1.5, 3: -1, 1: 1}, {}, "d"),
         lambda a: a.transact({}, {1: b"x"}, "d"),
+        lambda a: a.transact({1: 1.0, 2: np.float32(1), 3: True}, {1: b"x", 2: b"y"}, "d"),
+        lambda a: a.transact({1: float("nan"), 2: float("inf"), 3: "1"}, {1: b"x"}, "d"),
+        lambda a: a.clear(operation=""),
         lambda a: a.clear(),
     ],
 )
@@ -329,10 +351,11 @@ def test_commits_of_a_graph_have_their_names(store, graph, local):
     graph.remove([50], [], operation="mine")
     graph.merge([1, 2])
     graph.clear()
+    graph.put({1: 1}, {}, operation="")
     found = [each["operation"] for each in local.operations("g")]
     if store.ours:
-        assert found[:2] == ["put", "add"] and found[-3:] == ["mine", "merge", "delete graph"]
-    assert len(found) == 9
+        assert found[:2] == ["put", "add"] and found[-4:] == ["mine", "merge", "delete graph", ""]
+    assert len(found) == 10
 
 
 def test_lost_answers(graph, store, monkeypatch):
@@ -347,6 +370,53 @@ def test_lost_answers(graph, store, monkeypatch):
     lose_answers(monkeypatch, store.server, "propert")
     assert graph.transact({2: 1, 3: 5}, {2: b"x", 3: b"y"}, "c") == ({2: 2}, [3])
     assert list(graph.properties([2, 3], "c")) == [b"x", None]
+
+
+def lose_request(monkeypatch, server, word, instead):
+    """Lose the next request of a word that must not be sent twice; something happens meanwhile."""
+    original = server.ask
+
+    def ask(method, path, **more):
+        if f"/{word}" in path and not more.get("twice", True):
+            monkeypatch.setattr(server, "ask", original)
+            instead()
+            raise LostAnswer("the request was lost")
+        return original(method, path, **more)
+
+    monkeypatch.setattr(server, "ask", ask)
+
+
+def test_a_lost_merge_of_what_is_not_there(graph, store, monkeypatch):
+    graph.put({2: 2}, {})
+    lose_request(monkeypatch, store.server, "merge", lambda: None)
+    with pytest.raises(NotFoundError, match="vertex 1"):
+        graph.merge([1, 2])
+    graph.put({1: 1}, {})
+    graph.merge([1, 2])
+    assert list(graph.graph()[0]) == [(2, 3.0)]
+
+
+def test_a_lost_transaction_that_stores_nothing(graph, store, local, monkeypatch):
+    graph.put({1: 1, 2: 2}, {})
+    lose_answers(monkeypatch, store.server, "propert")
+    with pytest.raises(EngineError, match="not known whether a transaction was made"):
+        graph.transact({1: 1}, {}, "c")
+    assert graph.stamps([1]) == {1: 2}
+    lose_request(monkeypatch, store.server, "propert", lambda: None)
+    assert graph.transact({1: 2, 2: 9}, {}, "c") == ({1: 3}, [2])
+    lose_request(
+        monkeypatch, store.server, "propert", lambda: local["g"].transact({1: 3}, {}, "c")
+    )
+    with pytest.raises(EngineError, match="not known whether a transaction was made"):
+        graph.transact({1: 3}, {}, "c")
+
+
+def test_a_lost_transaction_beside_stamps_that_were_one_behind(graph, store, monkeypatch):
+    graph.put({1: 1, 2: 2, 3: 3}, {(1, 2): 1})
+    graph.transact({2: 1}, {2: b"first"}, "c")
+    lose_answers(monkeypatch, store.server, "propert")
+    assert graph.transact({1: 1, 2: 1, 3: 0}, {1: b"x", 2: b"y"}, "c") == ({1: 2}, [2, 3])
+    assert list(graph.properties([1, 2], "c")) == [b"x", b"first"]
 
 
 def test_a_transaction_that_somebody_else_made(graph, store, local, monkeypatch):
@@ -641,3 +711,15 @@ def test_other_types_say_what_reaches_them(repo, monkeypatch):
 def test_a_server_without_graphs(fake_repo):
     with pytest.raises(UnsupportedError, match="labelgraph"):
         fake_repo.create_array("g", kind="labelgraph")
+
+
+@pytest.mark.parametrize("key", ["\ud800", 5, "", None, "k" * 5000])
+def test_keys_of_many_values_are_checked(key, store, repo, local):
+    repo.files["there"] = b"x"
+    tiles = repo.create_array("t", kind="imagetile") if store.ours else repo.files
+    for array in (repo.files, local.files, tiles):
+        for names in ([key], ["there", key]):
+            with pytest.raises(InvalidError):
+                list(array.sizes(names))
+            with pytest.raises(InvalidError):
+                list(array.get_many(names))

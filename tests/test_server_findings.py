@@ -14,6 +14,7 @@ from served import served
 from serving import serving
 
 from diced import protobuf
+from diced._compress import lz4_decompress
 from diced.errors import InvalidError
 from diced.server.datatype import find_type
 from diced.server.routes import Route
@@ -100,6 +101,38 @@ def test_a_mask_is_sent_in_pieces_and_a_picture_refused_before_it_is_read(outsid
     status, said = outside.ask("GET", f"{node}/gray/raw/xy/16000_16000/0_0_0")
     assert (status, b"too large" in said) == (400, True)
     assert outside.memory("VmHWM") - before < GROWTH
+
+
+def test_a_compressed_mask_is_made_in_parts_and_bounded(outside):
+    node = f"node/{outside.uuid}"
+    # Blocks of a voxel take 8 bytes each while a mask is made of them.
+    settings = {"typename": "roi", "dataname": "fine", "BlockSize": "1,1,1"}
+    outside.post(f"repo/{outside.uuid}/instance", settings)
+    outside.post(f"{node}/fine/roi", b"[[0,0,0,5],[300,7,2,9],[399,399,399,399]]")
+    before = outside.memory()
+    outside.forget_peak()
+    packed = outside.ask("GET", f"{node}/fine/mask/{PLACE.format(400)}?compression=lz4")[1]
+    assert outside.memory("VmHWM") - before < 400**3 * 2.2 + GROWTH
+    mask = np.empty((400, 400, 400), np.uint8)
+    lz4_decompress(packed, mask)
+    assert mask.sum() == 15 and mask[0, 0, :6].all() and mask[300, 7, 2:10].all()
+    assert mask[399, 399, 399]
+    place = "0_1_2/512_512_1025/0_0_0"
+    status, said = outside.ask("GET", f"{node}/fine/mask/{place}?compression=LZ4")
+    assert (status, b"without compression" in said) == (400, True)
+
+
+@pytest.mark.parametrize(("tiny", "huge"), [(1e-320, 1e308), (1e308, 1e-320)])
+def test_resolutions_whose_ratio_is_no_float_are_refused(server, tiny, huge):
+    uuid = server.repo()
+    server.instance(uuid, "uint8blk", "gray")
+    server.instance(uuid, "imagetile", "t", Source="gray")
+    levels = {
+        str(number): {"Resolution": [each] * 3, "TileSize": [1, 1, 1]}
+        for number, each in enumerate((tiny, huge))
+    }
+    path = f"node/{uuid}/t/metadata"
+    assert "magnifications" in server.refused("POST", path, {"Levels": levels})
 
 
 @pytest.mark.parametrize("typename", ["uint8blk", "labelblk"])

@@ -31,7 +31,11 @@ def check_vertex(vertex: Any) -> int:
 
 def check_edge(pair: Any) -> Pair:
     """Return the two vertices of an edge, the smaller one first, or raise InvalidError."""
-    first, second = (check_vertex(each) for each in pair)
+    try:
+        one, other = pair
+    except (TypeError, ValueError):
+        raise InvalidError(f"an edge is two vertices; got {pair!r:.60}") from None
+    first, second = check_vertex(one), check_vertex(other)
     if first == second:
         raise InvalidError(f"an edge joins two vertices; got {first} twice")
     return (first, second) if first < second else (second, first)
@@ -48,12 +52,14 @@ def ends_of(element: Element) -> Pair | tuple[int]:
 
 
 def property_key(element: Element, name: str) -> bytes:
-    """Return the key of a property."""
+    """Return the key of a property, or raise InvalidError."""
     text = check_text("the name of a property", name).encode()
     if not 1 <= len(text) <= MAX_NAME:
         raise InvalidError(f"the name of a property has 1 to {MAX_NAME} bytes; got {len(text)}")
     if isinstance(element, int):
         return b"v" + VERTEX.pack(check_vertex(element)) + text
+    if not isinstance(element, tuple):
+        raise InvalidError(f"properties are of a vertex or a pair of them; got {element!r:.60}")
     return b"e" + EDGE.pack(*check_edge(element)) + text
 
 

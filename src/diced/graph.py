@@ -342,9 +342,11 @@ class GraphArray(Handle):
 
         Raises
         ------
+        InvalidError, LockedError, ReadOnlyError
         NotFoundError
             There is no such vertex or edge.
         """
+        property_key(element, name)
         verb = "delete" if value is None else "put"
         self._store({element: value}, name, {}, f"{verb} property {name}")
 

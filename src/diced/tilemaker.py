@@ -114,7 +114,8 @@ def check_scales(levels: Sequence[tuple[Sequence[Any], Sequence[Any]]]) -> list[
         times: tuple[int, ...] = (1, 1, 1)
         if scales:
             ratios = [a / b for a, b in zip(lengths, scales[-1].resolution, strict=True)]
-            whole = [round(ratio) for ratio in ratios]
+            # A ratio may be beyond all floats: 0 is no magnification.
+            whole = [round(ratio) if math.isfinite(ratio) else 0 for ratio in ratios]
             wrong = [abs(r - n) > 0.001 * n or n < 1 for r, n in zip(ratios, whole, strict=True)]
             if any(wrong):
                 raise InvalidError(

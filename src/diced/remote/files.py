@@ -122,15 +122,19 @@ class RemoteFiles(RemoteHandle, KeyValueArray):
 
     def get_many(self, names: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
         """Yield (key, value or None) in the order of `names`, several requests at a time."""
-        yield from pool.map_ordered(
-            lambda name: (name, self.get(name)), names, self._repo.store.threads
-        )
+
+        def read(name: str) -> tuple[str, bytes | None]:
+            self._key(name)
+            return name, self.get(name)
+
+        yield from pool.map_ordered(read, names, self._repo.store.threads)
 
     def sizes(self, names: Iterable[str]) -> Iterator[tuple[str, int | None]]:
         """Yield (key, bytes of its value or None) in the order of `names`."""
 
         def size(name: str) -> tuple[str, int | None]:
-            if name and fits_path(name) and self._exists():
+            self._key(name)
+            if fits_path(name) and self._exists():
                 reply = self._ask("HEAD", "key", name, wanted=(200, 404))
                 length = reply.headers.get("Content-Length")
                 if reply.status == 404:

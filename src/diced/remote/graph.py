@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import numbers
 import operator
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from diced.elements import (
     property_key,
 )
 from diced.errors import EngineError, InvalidError, NotFoundError, UnsupportedError
-from diced.graph import GraphArray
+from diced.graph import FIRST_STAMP, GraphArray
 from diced.remote.files import as_bytes, fits_path
 from diced.remote.http import LostAnswer, Reply
 from diced.remote.kinds import RemoteKind
@@ -194,6 +195,11 @@ class RemoteGraph(RemoteKind, GraphArray):
         found = [(each, 0.0) for each in names]
         found[-1] = names[-1], total or 0.0
         body = _to_json(_graph_json([*found, *given.items()]))
+        try:  # else vertices that were never there look merged when the answer is lost
+            self.subgraph(names)
+        except NotFoundError:
+            self._check_open()
+            raise
 
         def act() -> bool:
             self._ask("POST", "merge", query=query, body=body, twice=False)
@@ -303,6 +309,8 @@ class RemoteGraph(RemoteKind, GraphArray):
         UnsupportedError
             Other servers than ours take vertices or edges, not both at once, and no values that
             are None or empty.
+        EngineError
+            The answer was lost, and nothing that was stored tells whose the new stamps are.
         """
         known = {check_vertex(each): _stamp(stamp) for each, stamp in stamps.items()}
         given: dict[Element, bytes | None] = {}
@@ -320,13 +328,33 @@ class RemoteGraph(RemoteKind, GraphArray):
             return self._send_dvids(given, name, known)
 
         def look() -> tuple[dict[int, int], list[int]] | None:
-            """Tell it is done if the stamps went on by one and the values are there."""
+            """Tell whose the stamps are that went on by one, by the values that are there.
+
+            A transaction is whole or not at all: where a stamp is as it was, none was made.
+            """
             now = self.stamps(known)
-            fresh = {each: stamp for each, stamp in now.items() if stamp == known[each] + 1}
-            chosen = [each for each in given if all(end in fresh for end in ends_of(each))]
-            if not chosen or [given[each] for each in chosen] != [*self.properties(chosen, name)]:
+            if any(now[each] == stamp for each, stamp in known.items()):
                 return None
-            return fresh, [each for each in known if each not in fresh]
+            moved = {each for each, stamp in known.items() if FIRST_STAMP <= stamp == now[each] - 1}
+            chosen = [each for each in given if moved.issuperset(ends_of(each))]
+            there = self.properties(chosen, name)
+            done = {each: given[each] == value for each, value in zip(chosen, there, strict=True)}
+            mine = {end for each in chosen if done[each] for end in ends_of(each)}
+            others: set[int] = set()
+            for each in chosen:
+                rest = [end for end in ends_of(each) if end not in mine]
+                if len(rest) == 1 and not done[each]:
+                    others.update(rest)
+            if moved - mine - others:
+                raise LostAnswer(
+                    f"array {self.name!r}: it is not known whether a transaction was made, as the"
+                    f" answer was lost and no value of {name!r} tells; ask for stamps again"
+                )
+            if not mine:
+                return None
+            return {each: now[each] for each in known if each in mine}, [
+                each for each in known if each not in mine
+            ]
 
         server = self._repo.store.server
         return self._alter(lambda: server.settle(act, look, f"properties of {self.name!r}"))
@@ -420,10 +448,10 @@ def _numbers(elements: Iterable[Element]) -> Iterator[int]:
 def _stamp(given: Any) -> int:
     """Return a stamp as it is sent; 0, which no vertex has, for what can be none."""
     try:
-        number = operator.index(given)
-    except TypeError:
-        number = 0
-    return number if 0 <= number < 2**64 else 0
+        number = int(given) if isinstance(given, numbers.Number) else operator.index(given)  # type: ignore[call-overload]
+    except (TypeError, ValueError, OverflowError):
+        return 0
+    return number if number == given and 0 <= number < 2**64 else 0
 
 
 def _locks(stamps: Mapping[int, int]) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from diced._compress import lz4_decompress
-from diced.errors import EngineError
+from diced.errors import DicedException, EngineError
 from diced.remote.http import Reply, spell
 from diced.remote.kinds import RemoteKind
 from diced.roi import RoiArray, check_spans
@@ -113,8 +113,12 @@ class RemoteRoi(RemoteKind, RoiArray):
         InvalidError, BadIndexError, LockedError, ReadOnlyError
         """
         self._repo._check_writable(self._spec)
-        check_text(f"{self.name!r}: the operation", operation)
-        rows = check_spans(spans)
+        try:
+            check_text(f"{self.name!r}: the operation", operation)
+            rows = check_spans(spans)
+        except DicedException:
+            self._check_open()
+            raise
         query = self._named(operation)
         if not len(rows):
             self._alter(lambda: self._ask("DELETE", "roi", query=query))

@@ -189,7 +189,7 @@ def _send(vertices: Iterable[tuple[int, float]], edges: Iterable[tuple[int, int,
 
 
 def _operation(call: Call, usual: str) -> str:
-    return call.query.get("operation") or usual
+    return call.query.get("operation", usual)
 
 
 def _get_graph(call: Call) -> Answer:

@@ -21,6 +21,7 @@ from diced.server.routes import READ, Route
 
 BODY_BYTES = 2**29  # of spans and points, as JSON
 SLAB = 2**22  # voxels of a mask that are made at a time
+PACKED = 2**28  # voxels of a mask that is compressed, which takes all of it at once
 PIECE = 2**16  # spans or points that are written at a time
 PARSED = 2**20  # bytes of JSON that are parsed at a time
 BATCH = 8
@@ -97,12 +98,12 @@ def _get(call: Call) -> Answer:
 
 def _post(call: Call) -> None:
     rows = read_table(call.body, 4, "spans")
-    call.array.set_spans(rows, operation=call.query.get("operation") or "put spans")
+    call.array.set_spans(rows, operation=call.query.get("operation", "put spans"))
 
 
 def _delete(call: Call) -> None:
     none = np.empty((0, 4), np.int64)
-    call.array.set_spans(none, operation=call.query.get("operation") or "delete spans")
+    call.array.set_spans(none, operation=call.query.get("operation", "delete spans"))
 
 
 def _mask(call: Call) -> Answer:
@@ -115,12 +116,33 @@ def _mask(call: Call) -> Answer:
     lo, hi = [each.start for each in box], [each.stop for each in box]
     array = call.array.snapshot()
     if call.query.get("compression", "").lower() == "lz4":
-        return Answer(lz4_compress(array.mask(lo, hi)), OCTETS)
+        return Answer(lz4_compress(_whole(array, lo, hi)), OCTETS)
 
     pieces = (memoryview(array.mask(*each)).cast("B") for each in _slabs(lo, hi))
     if math.prod(shape) <= SLAB:
         return Answer(next(pieces), OCTETS)
     return Answer(pieces, OCTETS, length=math.prod(shape))
+
+
+def _whole(array: Any, lo: list[int], hi: list[int]) -> Array:
+    """Return a mask, made in parts: `mask` takes several times what it returns.
+
+    Raises
+    ------
+    InvalidError
+        It has more than `PACKED` voxels.
+    """
+    sizes = [b - a for a, b in zip(lo, hi, strict=True)]
+    if math.prod(sizes) > PACKED:
+        raise InvalidError(
+            f"a compressed mask has at most {PACKED} voxels; got {math.prod(sizes)}: ask for less,"
+            " or without compression"
+        )
+    found = np.empty(sizes, np.uint8)
+    for low, high in _slabs(lo, hi):
+        part = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, lo, strict=True))
+        found[part] = array.mask(low, high)
+    return found
 
 
 def _slabs(lo: list[int], hi: list[int]) -> Iterator[tuple[list[int], list[int]]]:
