@@ -88,6 +88,38 @@ def test_what_is_stored_of_versions_is_decoded_once(repo, monkeypatch):
     assert len(decoded) <= 4  # not of every version
 
 
+@pytest.mark.parametrize("most", [1, 40, 2**18])
+def test_high_levels_are_stored_by_many_commits(repo, monkeypatch, most):
+    monkeypatch.setattr("diced.levels.COMMIT_BYTES", 3 * 512)
+    monkeypatch.setattr("diced.levels.WHOLE_LEVEL", 2)
+    monkeypatch.setattr("diced.levels.MOST_CHANGES", most)
+    monkeypatch.setattr("diced.levels.DIRECT", 2)
+    array = repo.create_array("a", "uint8", block_shape=BLOCK)
+    values = np.random.default_rng(0).integers(0, 250, (128, 64, 64), np.uint8)
+    array[0:128, 0:64, 0:64] = values
+    seen = []
+
+    def stop(*told):
+        seen.append(told)
+        if seen[-1][0] == 2:
+            raise KeyboardInterrupt
+
+    stops = 0
+    while True:
+        try:
+            array.update_pyramid(3, progress=stop)
+            break
+        except KeyboardInterrupt:
+            stops += 1
+    assert sum(done for level, done in seen if level == 2) == 16  # each block once
+    # A block stands for 64 of the array's: where so many are too many there is one commit.
+    assert stops == 1 if most == 1 else stops > 3
+    assert all(each["complete"] for each in array.pyramid().status())
+    for number in (1, 2, 3):
+        values = reduce(values, (2, 2, 2), "mean")
+        np.testing.assert_array_equal(array.level(number)[...], values)
+
+
 # -- planes ------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from diced import (
     UnsupportedError,
 )
 from diced.downsample import reduce
-from diced.server import native_pyramid
+from diced.server import native_pyramid, scales
 
 ABOUT = ("name", "kind", "dtype", "numdims", "channels", "block_shape", "codec", "units",
          "voxel_size", "bounds", "shape", "versioned", "locked", "islabel3D", "number")  # fmt: skip
@@ -328,14 +328,14 @@ def test_read_only_stores(em):
 
 
 BAD_QUERIES = (
-    "levels=-1", "levels=25", "levels=99999999999999999999", "levels=x", "axes=0,1,2,0",
+    "levels=-1", "levels=25", "levels=99999999999999999999", "levels=x", "axes=0,1,2,0,3",
     "axes=3", "axes=,", "axes=-1", "axes=isotropically", "method=median", "method=%00",
     "axes=1%2C2%2C" + "9" * 5000,
 )  # fmt: skip
 BAD_BODIES = (
     b"[]", b"nothing", b'{"levels": "3"}', b'{"levels": -1}', b'{"levels": 1e9}',
     b'{"levels": true}', b'{"levels": [1]}', b'{"axes": "0,1"}', b'{"axes": {}}', b'{"axes": 1}',
-    b'{"axes": [0, [1]]}', b'{"axes": [true]}', b'{"axes": [0, 0, 0, 0]}', b'{"axes": [null]}',
+    b'{"axes": [0, [1]]}', b'{"axes": [true]}', b'{"axes": [0, 0, 0, 0, 3]}', b'{"axes": [null]}',
     b'{"method": ["mean"]}', b'{"method": "avg"}', b'{"seconds": -1}', b'{"seconds": 1e9}',
     b'{"seconds": true}', b'{"seconds": NaN}', b'{"seconds": "1"}', b'{"axes": ' + b"[" * 5000,
 )  # fmt: skip
@@ -515,3 +515,87 @@ def test_images_of_janelias_server(janelias):
     for call in (em.pyramid, em.update_pyramid, lambda: em.level(1)):
         with pytest.raises(UnsupportedError, match="em_1"):
             call()
+
+
+# -- what reviews found --------------------------------------------------------------------
+
+
+def test_reads_that_compute_too_much_are_refused(server, em, monkeypatch):
+    monkeypatch.setattr(scales, "MOST_VOXELS", 2 * 8**4)
+    node = f"node/{em._repo.uuid}"
+    here = local(server, em)
+    wanted = [here.level(number)[...] for number in (1, 2, 3)]  # at a path nothing is refused
+    for path in ("em/raw/0_1_2/8_8_8/0_0_0?scale=2", "em/raw/0_1_2/2_2_2/0_0_0?scale=5",
+                 "em/raw/0_1/64_32/0_0_0?scale=3&method=nearest",
+                 "em/subvolblocks/8_8_8/0_0_0?scale=2&compression=uncompressed",
+                 "em/specificblocks?blocks=0,0,0,0,0,1&scale=2&compression=uncompressed",
+                 "em/blocks/0_0_0/1?scale=2"):  # fmt: skip
+        told = server.ask("GET", f"{node}/{path}")
+        assert told.status == 400 and b"diced pyramid or POST diced/pyramid" in told.body, path
+    with pytest.raises(InvalidError, match="store the levels first"):
+        em.level(2)[0:8, 0:8, 0:8]
+    assert server.ask("GET", f"{node}/em/raw/0_1_2/4_4_4/0_0_0?scale=2").status == 200
+    em.update_pyramid(1)  # level 2 is made of 8 blocks of it, level 3 of 64
+    np.testing.assert_array_equal(em.level(2)[0:8, 0:8, 0:8], wanted[1][8:16, 0:8, 8:16])
+    with pytest.raises(InvalidError, match="store the levels first"):
+        em.level(3)[-8:8, 0:8, -8:8]
+    em.update_pyramid(3)
+    for number in (1, 2, 3):
+        np.testing.assert_array_equal(em.level(number)[...], wanted[number - 1])
+    em[...] = 5  # so that nothing of what is stored serves
+    for path in ("em_2/raw/0_1_2/8_8_8/0_0_0", "em/raw/0_1_2/8_8_8/0_0_0?scale=2"):
+        assert server.ask("GET", f"{node}/{path}").status == 400
+    precomputed = server.ask("GET", f"/api/page/{node}/precomputed/em/2/0-8_0-8_0-8")
+    assert precomputed.status == 400 and b"store the levels first" in precomputed.body
+    assert server.ask("GET", f"/api/page/{node}/thumbnail/em").status == 200
+    page = server.ask("GET", f"/api/page/{node}/tile/em/xy/4_4/8_8/0_0_0")
+    assert page.status == 200 and set(page.body) == {5}
+
+
+def test_what_an_array_lacks_costs_nothing(server, repo, monkeypatch):
+    array = repo.create_array("a", "uint8", block_shape=BLOCK)
+    array[0:8, 0:8, 0:8] = array[4000:4008, 4000:4008, 4000:4008] = 9
+    monkeypatch.setattr(scales, "MOST_VOXELS", 8**4)
+    told = server.ask("GET", f"node/{repo.uuid}/a/raw/0_1_2/8_8_8/0_0_0?scale=9")
+    assert told.status == 200 and len(told.body) == 8**3
+
+
+def test_axes_and_methods_are_checked_as_at_a_path(server, em):
+    here = local(server, em)
+    for each in (here, em):
+        for axes in (5, 1.5, [], [3], [[1]]):
+            with pytest.raises(InvalidError, match="axes to halve are some of 0 to 2"):
+                each.pyramid(axes=axes)
+        for method in ("", [], {}, 0, False):
+            with pytest.raises(InvalidError, match="a method is one of"):
+                each.pyramid(method=method)
+    assert_same(em.pyramid(2, axes=[2, 1, 2, 1, 2]), here.pyramid(2, axes=[1, 2]))
+    path = f"node/{em._repo.uuid}/em/diced/pyramid"
+    assert server.ask("GET", path + "?levels=1&axes=2,1,2,1,2").json["axes"] == [1, 2]
+    told = server.post(path, {"levels": 1, "axes": [0, 1, 2, 1, 2]})
+    assert told.json["complete"] is True
+    for method in ("", [], {}):
+        assert server.ask("POST", path, {"levels": 1, "method": method}).status == 400
+
+
+def test_attributes_of_a_level_whose_pyramid_was_deleted(server, em):
+    em.update_pyramid(1)
+    levels = [em.level(1), local(server, em).level(1)]
+    em.pyramid().delete()
+    assert [dict(level.attrs) for level in levels] == [{}, {}]
+
+
+def test_updates_of_high_levels_are_many_requests(server, repo, monkeypatch):
+    monkeypatch.setattr("diced.levels.COMMIT_BYTES", 4 * 8**3)
+    array = repo.create_array("a", "uint8", block_shape=BLOCK)
+    other = local(server, array)
+    with other.batch():
+        for step in range(12):
+            other[256 * step, 256 * step, 256 * step] = step + 1
+    path = f"node/{repo.uuid}/a/diced/pyramid"
+    told = []
+    while not told or not told[-1]["complete"]:
+        told.append(server.post(path, {"levels": 5, "seconds": 0, "method": "mode"}).json)
+    for level in ("1", "4", "5"):
+        assert [each["blocks"][level] for each in told if level in each["blocks"]] == [4, 4, 4]
+    assert other.level(5)[0:2, 0:2, 0:2][0, 0, 0] == 1 and other.level(5)[88, 88, 88] == 12

@@ -31,12 +31,17 @@ DIRECT = grid.BLOCKS_PER_PIECE
 # Blocks that an update computes, encodes and stores at a time, in bytes, and between two commits.
 GROUP_BYTES = 16 * 2**20
 COMMIT_BYTES = 128 * 2**20
-# From this level on an update is one commit: all of it is less than a thousandth of the source.
+# From this level on, what a commit includes may be many times larger than its blocks. Its last one
+# takes over the source's tree, and is mostly the only one; others note so many entries of the
+# source, and from twice as many below few blocks on all that is left is one commit.
 WHOLE_LEVEL = 4
+MOST_CHANGES = 2**18
 # Sets of blocks that are not included, and blocks of all of them, that are kept between reads.
 KEPT_SETS, KEPT_KEYS = 64, 2**20
 
 Keys = set[bytes]
+# Blocks to compute, and the differing entries of the source below them; None: the last blocks.
+Batch = tuple[list[bytes], list[tuple[bytes, Entry | None]] | None]
 # Called with a catalog; returns what a version had best begin with.
 Choose = Callable[[StoredLevel], Stored]
 
@@ -365,9 +370,7 @@ class Levels:
             return True
         return False
 
-    def _batches(
-        self, number: int, state: State, included: Root
-    ) -> Iterator[tuple[list[bytes], list[tuple[bytes, Entry | None]]]]:
+    def _batches(self, number: int, state: State, included: Root) -> Iterator[Batch]:
         """Yield blocks to compute with all differing entries of the source below them."""
         dims = self.spec.dims
         most = max(1, COMMIT_BYTES // self.spec.block_nbytes)
@@ -375,14 +378,17 @@ class Levels:
         # Keys that agree but for so many bits are below the same blocks of the level.
         below = dims * max(self.shifts[number])
         names: dict[bytes, None] = {}
-        changes: list[tuple[bytes, Entry | None]] = []
+        changes: list[tuple[bytes, Entry | None]] | None = []
         some: list[tuple[bytes, Entry | None]] = []
         group = -1
 
         def take() -> None:
+            nonlocal changes
             names.update(dict.fromkeys(self.parents(number, [key for key, _ in some])))
-            if not whole:
+            if changes is not None:
                 changes.extend(some)
+                if whole and len(changes) >= 2 * MOST_CHANGES + DIRECT:
+                    changes = None
             some.clear()
 
         for key, entry in differing(self.source.lane, state, included):
@@ -390,7 +396,8 @@ class Levels:
             if mine != group:
                 if len(some) >= DIRECT or len(names) + len(some) >= most:
                     take()
-                if len(names) >= most and not whole:
+                full = changes is not None and whole and len(changes) >= MOST_CHANGES
+                if changes is not None and (full or len(names) >= most):
                     yield sorted(names), changes
                     names, changes = {}, []
                 group = mine
@@ -399,7 +406,7 @@ class Levels:
                 take()
         take()
         if names:
-            yield sorted(names), changes
+            yield sorted(names), None if whole else changes
 
     def _grow(
         self,
@@ -408,7 +415,7 @@ class Levels:
         state: State,
         node_id: str,
         before: Stored,
-        batch: tuple[list[bytes], list[tuple[bytes, Entry | None]]],
+        batch: Batch,
         user: str,
     ) -> Stored | None:
         """Compute and store blocks; None if another updater was faster."""
@@ -418,15 +425,14 @@ class Levels:
         size = max(1, GROUP_BYTES // self.spec.block_nbytes)
         for at in range(0, len(names), size):
             self._encode(number, level, state, names[at : at + size], encoder, made)
-        whole = number >= WHOLE_LEVEL
 
         def include(pack: PackBuilder) -> Root:
-            if whole:
+            if changes is None:
                 return fold_source(self.source.lane, state, pack)
             return index.apply(self.source.home.load, before.included, changes, pack)
 
         entries: list[tuple[bytes, Entry | None]] = sorted(made.items())
-        upto = self._upto(state) if whole else None
+        upto = self._upto(state) if changes is None else None
         return level.publish(node_id, before, entries, include, upto, encoder.frames, user)
 
     def _upto(self, state: State) -> tuple[str, int]:
@@ -459,7 +465,7 @@ class Levels:
     ) -> bool:
         """Note that all of a state is included, so that pages are shared with the source's tree."""
         if before.upto == self._upto(state):
-            return True  # its only commit said so
+            return True  # its last commit said so
         return (
             level.publish(
                 node_id,

@@ -282,8 +282,8 @@ class Pyramid(Sequence[Any]):
                 )
             self._known = specs[-1].fields
         made = self._known or {"method": None, "axes": None}
-        method = method or made["method"]
-        self.method = check_method(method or (MODE if label else MEAN), source.dtype)
+        default = made["method"] or (MODE if label else MEAN)
+        self.method = check_method(default if method is None else method, source.dtype)
         count = len(specs) or levels_of(source.shape[: source.numdims], source.block_shape)
         count = min(count if self._count is None else self._count, MAX_LEVELS)
         stored = [tuple(spec.fields["step"]) for spec in specs]
@@ -491,8 +491,3 @@ class Chooser:
 def level(array: Any, number: int) -> Any:
     """Return a level of an array's pyramid; 0 is the array itself."""
     return array.pyramid(number or None)[number]
-
-
-def is_level(array: Any) -> bool:
-    """Tell whether an array is a level of another's pyramid."""
-    return isinstance(array, Level)

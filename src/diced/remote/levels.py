@@ -6,7 +6,7 @@ Our server tells what a level is and stores what is missing; any level is read a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from diced.attrs import Attributes
@@ -171,8 +171,10 @@ def pyramid_of(source: Base, levels: Any, axes: Any, method: Any) -> RemotePyram
         )
     if levels is not None and type(levels) is not int:
         raise InvalidError(f"levels are whole numbers; got {levels!r:.60}")
-    axes = axes if axes is None or isinstance(axes, str) else list(axes)
+    if isinstance(axes, Iterable) and not isinstance(axes, str):
+        axes = list(axes)
     plan_steps((1.0,) * spec.dims, 0, axes)
+    axes = sorted(set(axes)) if isinstance(axes, list) else axes
     if method is not None:
         check_method(method, spec.dtype)
     return RemotePyramid(source, levels, axes, method)
@@ -280,7 +282,16 @@ class Level(Base):
         """Its own, the same at every version; of a level that is not stored there are none."""
         if self._array_id is None:
             return Attributes(f"array {self.name!r}", dict, lambda _change: self._refuse())
-        return self._repo._attributes(ArraySpec(self._array_id, self._spec.fields))
+        stored = self._repo._attributes(ArraySpec(self._array_id, self._spec.fields))
+
+        def read() -> dict[str, Any]:
+            try:
+                return stored._stored()
+            except NotFoundError:
+                self.source._fields()  # only the pyramid was deleted, or this is not found either
+                return {}
+
+        return Attributes(f"array {self.name!r}", read, stored._edit)
 
     def _fields(self) -> dict[str, Any]:
         fields = self.source._fields()

@@ -17,6 +17,7 @@ import numpy as np
 
 from diced.errors import InvalidError
 from diced.repo import DicedRepo
+from diced.server import scales
 from diced.server.answer import Answer, Refused
 
 MAX_BLOCKS = 1024  # that one picture may decode: a fifth of a second
@@ -90,9 +91,21 @@ def sample(
         axes = zip(level.factor, step, shape, strict=True)
         if all(n == 1 or s % f == 0 for f, s, n in axes):
             best = level
-    array = best.array
-    lo = [a // f for a, f in zip(lo, best.factor, strict=True)]
-    step = [max(1, s // f) for s, f in zip(step, best.factor, strict=True)]
+    if best is not found[0]:
+        try:
+            return _sample(scales.bounded(best.array), best.factor, lo, step, shape, blocks)
+        except scales.CostlyError:
+            pass  # of the array itself a few blocks stand for all
+    return _sample(found[0].array, found[0].factor, lo, step, shape, blocks)
+
+
+def _sample(
+    array: Any, factor: Sequence[int], lo: Sequence[int], step: Sequence[int],
+    shape: Sequence[int], blocks: int,
+) -> np.ndarray:  # fmt: skip
+    """Read of one resolution."""
+    lo = [a // f for a, f in zip(lo, factor, strict=True)]
+    step = [max(1, s // f) for s, f in zip(step, factor, strict=True)]
     sizes = array.block_shape
     touched = [
         n if s >= b else -(-n * s // b) + (n > 1)

@@ -18,6 +18,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from diced.errors import InvalidError, NotFoundError
+from diced.server import scales
 from diced.server.answer import OCTETS, Answer
 from diced.server.call import Call, whole
 from diced.server.datatype import DataType
@@ -189,12 +190,12 @@ def info(repo: Any, array: Any) -> dict[str, Any]:
     nanometres = [
         size * metres(unit) * 1e9 for size, unit in zip(array.voxel_size, array.units, strict=True)
     ]
-    scales = []
+    told = []
     for number, level in enumerate(levels(repo, array)):
         box = level.array._blocks().lane.refresh().box or ((0, 0, 0), (CHUNK,) * 3)
         lo = [a // CHUNK * CHUNK for a in box[0]]
         resolution = [a * f for a, f in zip(nanometres, level.factor, strict=True)]
-        scales.append({
+        told.append({
             "key": str(number),
             "size": flip([b - a for a, b in zip(lo, box[1], strict=True)]),
             "voxel_offset": flip(lo),
@@ -208,7 +209,7 @@ def info(repo: Any, array: Any) -> dict[str, Any]:
         "type": "segmentation" if labels else "image",
         "data_type": PRECOMPUTED[array.dtype.name],
         "num_channels": array.channels or 1,
-        "scales": scales,
+        "scales": told,
     }
 
 
@@ -229,7 +230,7 @@ def chunk(repo: Any, array: Any, scale: str, name: str) -> np.ndarray:
     box = [slice(whole(a, "chunk"), whole(b, "chunk")) for a, _, b in ranges]
     if not all(0 < each.stop - each.start <= CHUNK for each in box):
         raise InvalidError(f"chunks have 1 to {CHUNK} voxels a side; got {name!r:.80}")
-    values = found[number].array[flip(box)]
+    values = scales.bounded(found[number].array)[flip(box)]
     values = np.asarray(values).astype(np.dtype(PRECOMPUTED[array.dtype.name]).newbyteorder("<"))
     return np.ascontiguousarray(np.moveaxis(values, 3, 0) if array.channels else values)
 

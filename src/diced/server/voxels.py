@@ -234,12 +234,13 @@ def slabs(
 
 def reader(call: Call) -> Any:
     """Return what a request reads from, frozen: the array, or the level of detail it asks for."""
-    return scales.source(call, voxel_array(call)).snapshot()
+    return scales.bounded(scales.source(call, voxel_array(call)))
 
 
 def read_slabs(call: Call, where: Region, most: int) -> Iterator[np.ndarray]:
     """Return the voxels of a region in wire order, in slabs, all of one state, and masked."""
     source = reader(call)
+    scales.check(source, where.lo, where.shape)
     mask = masks.reading(call, source)
     boxes = slabs(where, source.block_shape, item_bytes(voxel_array(call)), most)
 
