@@ -19,25 +19,12 @@ pytest.register_assert_rewrite("engine_contract")
 
 
 # These take minutes: begun last, one process would be at work long after the others are done.
-LONG = ("test_schedules", "test_stateful", "test_linear", "test_crash")
+LONG = ("test_schedules", "test_schedule_mutants", "test_stateful", "test_linear", "test_crash")
 
 
 def pytest_collection_modifyitems(items):
     """Put long modules first; ``--no-loadscope-reorder`` keeps them there."""
     items.sort(key=lambda item: item.path.stem not in LONG)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config, log):
-    """With ``--dist loadscope`` let any process take the tests of long modules one by one."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Scheduling(LoadScopeScheduling):
-        def _split_scope(self, nodeid):
-            scope = super()._split_scope(nodeid)
-            return nodeid if scope.endswith(tuple(f"{name}.py" for name in LONG)) else scope
-
-    return Scheduling(config, log) if config.getvalue("dist") == "loadscope" else None
 
 
 @pytest.fixture(scope="session")
