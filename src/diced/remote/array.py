@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -16,12 +16,15 @@ from diced.attrs import Attributes
 from diced.errors import InvalidError, LockedError, UnsupportedError
 from diced.handle import Handle
 from diced.remote.batch import Batch
+from diced.remote.http import Reply, spell
 from diced.remote.levels import Level, RemotePyramid, pyramid_of
 from diced.remote.voxels import State, Voxels
 from diced.spec import ArraySpec, check_text
 
 if TYPE_CHECKING:
     from diced.remote.repo import RemoteRepo
+
+T = TypeVar("T")
 
 
 class RemoteHandle(Handle):
@@ -44,6 +47,24 @@ class RemoteHandle(Handle):
 
     def _fields(self) -> dict[str, Any]:
         return self._repo._spec(self._spec).fields
+
+    def _ask(self, method: str, *pieces: str, **more: Any) -> Reply:
+        path = spell("node", self._repo.uuid, self.name, *pieces)
+        return self._repo.store.server.ask(method, path, **more)
+
+    def _alter(self, act: Callable[[], T]) -> T:
+        """Ask for a change; a refusal says where it could be made."""
+        try:
+            return act()
+        except LockedError as error:
+            raise LockedError(
+                f"array {self.name!r}: {self._repo._locked_message()}; the server says: {error}"
+            ) from None
+
+    def _check_open(self) -> None:
+        """Refuse at a locked version what changes nothing, and is not sent."""
+        if self.locked:
+            raise LockedError(f"array {self.name!r}: {self._repo._locked_message()}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen_array, (self._repo, self._spec.id, self.name)

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from diced import pool, protobuf
-from diced.errors import EngineError, InvalidError, LockedError, NotFoundError, UnsupportedError
+from diced.errors import EngineError, InvalidError, NotFoundError, UnsupportedError
 from diced.files import KeyValueArray
 from diced.remote.array import RemoteHandle
-from diced.remote.http import Reply, spell
 from diced.spec import MAX_TEXT, ArraySpec, check_text
 from diced.values import MAX_VALUE
 
@@ -228,20 +227,14 @@ class RemoteFiles(RemoteHandle, KeyValueArray):
         self._change(lambda: self._ask("POST", "diced", "delete", body=body))
 
     def _change(self, act: Callable[[], T]) -> T:
-        try:
+        def make_and_act() -> T:
             if not self._exists():
                 self._check_open()
                 self._repo._create_keyvalue(self.name)
                 self._there = True
             return act()
-        except LockedError as error:
-            raise LockedError(
-                f"array {self.name!r}: {self._repo._locked_message()}; the server says: {error}"
-            ) from None
 
-    def _check_open(self) -> None:
-        if self.locked:
-            raise LockedError(f"array {self.name!r}: {self._repo._locked_message()}")
+        return self._alter(make_and_act)
 
     # -- place -----------------------------------------------------------------------------
 
@@ -249,10 +242,6 @@ class RemoteFiles(RemoteHandle, KeyValueArray):
         if not self._there:
             self._there = self.name in self._repo
         return self._there
-
-    def _ask(self, method: str, *pieces: str, **more: Any) -> Reply:
-        path = spell("node", self._repo.uuid, self.name, *pieces)
-        return self._repo.store.server.ask(method, path, **more)
 
 
 class RemoteValue:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from diced import grid
-from diced.errors import InvalidError, LockedError, UnsupportedError
+from diced.errors import InvalidError, UnsupportedError
 from diced.remote.array import RemoteHandle, RemoteInstance
-from diced.remote.http import Reply, spell
 from diced.roi import BLOCK
 
 T = TypeVar("T")
@@ -21,27 +20,9 @@ class RemoteKind(RemoteHandle):
         state = "locked" if self.locked else "open"
         return f"<{type(self).__name__} {self.name!r} at {state} version {self._repo.uuid[:12]}>"
 
-    def _ask(self, method: str, *pieces: str, **more: Any) -> Reply:
-        path = spell("node", self._repo.uuid, self.name, *pieces)
-        return self._repo.store.server.ask(method, path, **more)
-
     def _named(self, operation: str) -> dict[str, str]:
         """Return the query that names a commit; only our server records it."""
         return {"operation": operation} if self._repo.store.ours else {}
-
-    def _alter(self, act: Callable[[], T]) -> T:
-        """Ask for a change; a refusal says where it could be made."""
-        try:
-            return act()
-        except LockedError as error:
-            raise LockedError(
-                f"array {self.name!r}: {self._repo._locked_message()}; the server says: {error}"
-            ) from None
-
-    def _check_open(self) -> None:
-        """Refuse at a locked version what changes nothing, and is not sent."""
-        if self.locked:
-            raise LockedError(f"array {self.name!r}: {self._repo._locked_message()}")
 
 
 class OtherInstance(RemoteInstance):
